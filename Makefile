@@ -1,0 +1,31 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: r1-zero countdown pretrain test install clean
+
+r1-zero: $(INSTALLED)  ## the main job: a base model learns to reason by RL alone
+	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/r1_zero.py $(ARGS)
+
+countdown: $(INSTALLED)  ## the same on real Countdown
+	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/r1_zero.py --config recipes/configs/countdown.yaml $(ARGS)
+
+pretrain: $(INSTALLED)  ## make the embedded base again
+	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/pretrain.py $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(INSTALLED)
+
+# torch is pinned and installed first, so that no other package pulls a build of its own choosing.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,gguf]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,113 @@
+"""Settings of a GRPO run. Names are TRL's wherever TRL has the concept."""
+
+from dataclasses import dataclass, field
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo")
+SCALE_REWARDS = ("group", "batch", "none")
+
+
+@dataclass
+class GRPOConfig:
+    """Everything the GRPO trainer reads. Lengths are in tokens.
+
+    Raises:
+        ValueError: a value is out of range; the message names it and the fix.
+    """
+
+    # --- rollouts
+    num_generations: int = field(default=16, metadata={"help": "Completions per prompt (G, the group size)."})
+    generation_batch_size: int = field(
+        default=256,
+        metadata={"help": "Completions sampled per step over all processes; a multiple of num_generations x processes."},
+    )
+    max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; the loss uses it too."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling: keep the smallest set of this mass."})
+    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens; 0 = all."})
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "Replace groups whose rewards are all equal by groups of further prompts (DAPO, section 3.2)."},
+    )
+    max_resamples: int = field(default=3, metadata={"help": "Most rounds of dynamic sampling a step."})
+
+    # --- rewards
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["countdown", "format"],
+        metadata={"help": "Names of the `rewards` registry, or dotted paths to functions."},
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward; default 1."})
+
+    # --- loss
+    loss_type: str = field(default="dapo", metadata={"help": f"One of {', '.join(LOSS_TYPES)}."})
+    scale_rewards: str = field(default="group", metadata={"help": f"Advantage scale: {', '.join(SCALE_REWARDS)}."})
+    epsilon: float = field(default=0.2, metadata={"help": "Lower clip of the ratio."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Upper clip of the ratio; default epsilon."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the k3 KL to the reference policy; 0 = none kept."})
+    sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference policy towards the policy."})
+    ref_model_sync_steps: int = field(default=64, metadata={"help": "Sync the reference every so many steps."})
+    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "Share of the policy in a sync (TR-DPO)."})
+    mask_truncated_completions: bool = field(default=False, metadata={"help": "Leave cut completions out of the loss."})
+    num_iterations: int = field(default=1, metadata={"help": "Passes over each generated batch (mu)."})
+    steps_per_generation: int = field(default=1, metadata={"help": "Optimiser updates each pass is split into."})
+
+    # --- optimisation
+    learning_rate: float = field(default=7e-4, metadata={"help": "Peak AdamW learning rate."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW weight decay."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta1."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "transformers' scheduler name."})
+    warmup_steps: int = field(default=3, metadata={"help": "Updates of linear warm-up."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clip; 0 = off."})
+    max_steps: int = field(default=100, metadata={"help": "Generate-and-update steps."})
+    max_tokens_per_batch: int = field(
+        default=8192, metadata={"help": "Tokens of a micro-batch, padding included; bounds memory, not the update."}
+    )
+    max_skipped_steps: int = field(
+        default=5, metadata={"help": "Stop after this many steps in a row with a loss or gradient that is not finite."}
+    )
+    routing_bias_speed: float = field(
+        default=1e-3, metadata={"help": "Speed gamma of the aux-loss-free balancing bias (DeepSeek-V3, 2.1.2); 0 = off."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of prompts and sampling."})
+
+    def __post_init__(self) -> None:
+        _one_of(self, "loss_type", LOSS_TYPES)
+        _one_of(self, "scale_rewards", SCALE_REWARDS)
+        for name in ("generation_batch_size", "max_completion_length", "num_iterations", "steps_per_generation",
+                     "max_steps", "max_tokens_per_batch", "max_skipped_steps"):  # fmt: skip
+            _at_least(self, name, 1)
+        for name in ("temperature", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        for name in ("top_k", "beta", "max_grad_norm", "max_resamples", "warmup_steps", "routing_bias_speed"):
+            _at_least(self, name, 0)
+        if self.num_generations < 2:
+            raise ValueError(f"num_generations={self.num_generations}: a group needs at least 2 completions to compare")
+        if self.generation_batch_size % self.num_generations:
+            raise ValueError(
+                f"generation_batch_size={self.generation_batch_size} is not divisible by "
+                f"num_generations={self.num_generations}; use a multiple of it, for example "
+                f"{max(1, round(self.generation_batch_size / self.num_generations)) * self.num_generations}"
+            )
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_funcs)} reward_funcs; "
+                "give one weight per function"
+            )
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts per step over all processes."""
+        return self.generation_batch_size // self.num_generations
+
+
+def _one_of(config: GRPOConfig, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise ValueError(f"{name}={getattr(config, name)!r}: use one of {', '.join(choices)}")
+
+
+def _at_least(config: GRPOConfig, name: str, bound: float) -> None:
+    if getattr(config, name) < bound:
+        raise ValueError(f"{name}={getattr(config, name)}: must be at least {bound}")
+
+

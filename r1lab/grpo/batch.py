@@ -1,0 +1,107 @@
+"""Rollout groups -> micro-batches of padded rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from r1lab.types import Completion, Prompt, Rollout, RolloutGroup, TrainBatch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTotals:
+    """What the losses of the micro-batches are divided by: counted over all rows, the skipped ones too."""
+
+    num_tokens: int
+    """Trained tokens (`policy_loss(num_items_in_batch=...)`)."""
+    num_rows: int
+    """Completions (`policy_loss(num_rows=...)`)."""
+
+
+def build_batches(
+    groups: Sequence[RolloutGroup],
+    *,
+    pad_token_id: int,
+    max_tokens_per_batch: int,
+    skip_zero_advantage: bool = True,
+    mask_truncated_completions: bool = False,
+) -> tuple[list[TrainBatch], BatchTotals]:
+    """Rows `prompt + completion`, longest first, in micro-batches of at most `max_tokens_per_batch` padded tokens.
+
+    A row longer than that makes a micro-batch of its own. Same groups, same batches: ties keep the order of `groups`.
+    skip_zero_advantage leaves out the rows that cannot move the policy: advantage 0, or no trained token. Their
+    gradient is exactly 0 under every loss without a KL or entropy term, so pass False with beta != 0.
+    mask_truncated_completions trains no token of a completion cut at its length limit (DAPO, arXiv:2503.14476,
+    section 3.4); such tokens are not counted in the totals, their rows are.
+
+    The list may be empty, and its length may differ between the processes of a distributed run.
+    Raises ValueError for an empty prompt, a completion whose logps do not match its tokens, or a bad token limit.
+    """
+    if max_tokens_per_batch < 1:
+        raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch}; pass a positive number of tokens")
+    rows = [
+        _row(group.prompt, rollout, mask_truncated_completions) for group in groups for rollout in group.rollouts
+    ]
+    totals = BatchTotals(num_tokens=sum(row.num_trained for row in rows), num_rows=len(rows))
+    if skip_zero_advantage:
+        rows = [row for row in rows if row.advantage != 0.0 and row.num_trained > 0]
+    rows.sort(key=lambda row: len(row.token_ids), reverse=True)
+    batches = [_pad(chunk, pad_token_id) for chunk in _chunks(rows, max_tokens_per_batch)]
+    return batches, totals
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    token_ids: list[int]
+    prompt_length: int
+    rollout_logps: list[float]
+    advantage: float
+    num_trained: int
+
+
+def _row(prompt: Prompt, rollout: Rollout, mask_truncated: bool) -> _Row:
+    completion = rollout.completion
+    _check(prompt, completion)
+    masked = mask_truncated and completion.finish_reason == "length"
+    return _Row(
+        token_ids=prompt.token_ids + completion.token_ids,
+        prompt_length=len(prompt.token_ids),
+        rollout_logps=completion.logps,
+        advantage=rollout.advantage,
+        num_trained=0 if masked else len(completion.token_ids),
+    )
+
+
+def _check(prompt: Prompt, completion: Completion) -> None:
+    if not prompt.token_ids:
+        raise ValueError("a prompt has no tokens, so nothing predicts its first completion token; add a BOS token")
+    if len(completion.logps) != len(completion.token_ids):
+        raise ValueError(f"{len(completion.logps)} logps for {len(completion.token_ids)} tokens; record one per token")
+
+
+def _chunks(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
+    """Rows come longest first, so the first row of a chunk is as long as the chunk is wide."""
+    chunks: list[list[_Row]] = []
+    for row in rows:
+        if chunks and (len(chunks[-1]) + 1) * len(chunks[-1][0].token_ids) <= max_tokens:
+            chunks[-1].append(row)
+        else:
+            chunks.append([row])
+    return chunks
+
+
+def _pad(rows: list[_Row], pad_token_id: int) -> TrainBatch:
+    size, width = len(rows), len(rows[0].token_ids)
+    input_ids = torch.full((size, width), pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros(size, width, dtype=torch.int64)
+    completion_mask = torch.zeros(size, width - 1, dtype=torch.bool)
+    rollout_logps = torch.zeros(size, width - 1)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row.token_ids)] = torch.tensor(row.token_ids)
+        attention_mask[i, : len(row.token_ids)] = 1
+        if row.num_trained:
+            sampled = slice(row.prompt_length - 1, len(row.token_ids) - 1)
+            completion_mask[i, sampled] = True
+            rollout_logps[i, sampled] = torch.tensor(row.rollout_logps)
+    advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32)
+    return TrainBatch(input_ids, attention_mask, completion_mask, advantages, rollout_logps)

@@ -1,0 +1,91 @@
+"""Log-probabilities of the sampled tokens under a policy, computed only where a token was sampled."""
+
+import inspect
+
+import torch
+from torch import nn
+
+from r1lab.kernels import ops
+from r1lab.types import TrainBatch
+
+
+class LogpsModel(nn.Module):
+    """A policy whose forward answers the trainer's question; the module to hand to `accelerator.prepare`.
+
+    DDP and FSDP act on the `forward` of the module they wrap, so the whole computation has to lie inside one.
+    `policy` is a causal LM: ours (anything with `hidden_states` and `lm_head`), or any `AutoModelForCausalLM`.
+    """
+
+    def __init__(self, policy: nn.Module):
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_mask: torch.Tensor,
+        temperature: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids, mask [B, T], completion_mask [B, T - 1] bool -> (logps, entropy), each [B, T - 1] float32, in nats.
+
+        Column t speaks about token t + 1; both are 0 where completion_mask is False. Entropy carries no gradient.
+        Raises ValueError for a temperature that is not positive or a completion_mask of another shape.
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}; log-probabilities need a positive one")
+        if completion_mask.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
+            raise ValueError(
+                f"completion_mask is {list(completion_mask.shape)}; pass [B, T - 1] for ids {list(input_ids.shape)}"
+            )
+        targets = input_ids[:, 1:][completion_mask]
+        if callable(getattr(self.policy, "hidden_states", None)):
+            hidden = self.policy.hidden_states(input_ids, attention_mask)[:, :-1][completion_mask]
+            logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
+        else:
+            logits = self._completion_logits(input_ids, attention_mask, completion_mask)
+            logps, entropy = _from_logits(logits, targets, temperature)
+        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy)
+
+    def _completion_logits(self, input_ids, attention_mask, completion_mask) -> torch.Tensor:
+        """[number of trained tokens, V]; the columns before the first completion never meet the head."""
+        columns = completion_mask.any(0).nonzero()
+        first = int(columns[0]) if len(columns) else completion_mask.shape[1]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "logits_to_keep" in inspect.signature(_unwrap(self.policy).forward).parameters:
+            inputs["logits_to_keep"] = input_ids.shape[1] - first
+        else:
+            first = 0
+        logits = self.policy(**inputs, use_cache=False).logits
+        return logits[:, :-1][completion_mask[:, first:]]
+
+
+def completion_logps(
+    model: nn.Module, batch: TrainBatch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logps, entropy) of a micro-batch, each [B, T - 1]; see `LogpsModel.forward`.
+
+    `model` is a `LogpsModel`, that same module wrapped by accelerate, DDP, FSDP or torch.compile, or a bare policy.
+    """
+    if not isinstance(_unwrap(model), LogpsModel):
+        model = LogpsModel(model)
+    return model(batch.input_ids, batch.attention_mask, batch.completion_mask, temperature)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DDP or DeepSpeed (`.module`) and torch.compile (`._orig_mod`)."""
+    while (inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
+        model = inner
+    return model
+
+
+def _from_logits(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    return log_probs.gather(1, targets[:, None]).squeeze(1), entropy
+
+
+def _scatter(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values, one for each True of the mask, back in the mask's shape, 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=torch.float32, device=values.device).masked_scatter(mask, values.float())

@@ -1,0 +1,198 @@
+"""Rollout groups -> optimiser updates: the second half of a step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from r1lab.config import GRPOConfig
+from r1lab.grpo.batch import BatchTotals, build_batches
+from r1lab.grpo.logps import completion_logps
+from r1lab.grpo.loss import combine_metrics, policy_loss
+from r1lab.model import update_routing_bias
+from r1lab.types import LossOutput, RolloutGroup, TrainBatch
+
+
+@dataclass(slots=True)
+class Minibatch:
+    """The rows of one optimiser update on this process, in micro-batches that fit in memory."""
+
+    batches: list[TrainBatch]
+    skipped: list[TrainBatch]
+    """Rows of advantage 0: no gradient, but their tokens count for the experts' load."""
+    totals: BatchTotals
+    """Over all processes."""
+
+
+@dataclass(slots=True)
+class PolicyUpdater:
+    """Turns groups into updates of the policy."""
+
+    config: GRPOConfig
+    accelerator: Accelerator
+    model: nn.Module
+    """The prepared `LogpsModel`."""
+    policy: nn.Module
+    """The bare policy inside `model`."""
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    pad_token_id: int
+    ref_model: nn.Module | None = None
+
+    def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """`num_iterations` passes of `steps_per_generation` updates over this process's groups.
+
+        Returns metrics over all processes. An update whose loss or gradient is not finite on any process is skipped
+        on all of them and counted in `skipped_updates`.
+        """
+        minibatches = [self._build(part) for part in _split(groups, self.config.steps_per_generation)]
+        num_updates = self.config.num_iterations * len(minibatches)
+        for minibatch in minibatches:
+            self._add_logps(minibatch, needs_old=num_updates > 1)
+        results = [
+            self._update_once(minibatch, is_first=iteration == 0 and index == 0)
+            for iteration in range(self.config.num_iterations)
+            for index, minibatch in enumerate(minibatches)
+        ]
+        metrics = {name: _finite_mean([r[name] for r in results if name in r]) for name in dict.fromkeys(n for r in results for n in r)}
+        metrics["skipped_updates"] = sum(result["skipped_updates"] for result in results)
+        return metrics
+
+    def _build(self, groups: Sequence[RolloutGroup]) -> Minibatch:
+        limits = {"pad_token_id": self.pad_token_id, "max_tokens_per_batch": self.config.max_tokens_per_batch}
+        skip = self.config.beta == 0
+        batches, own = build_batches(
+            groups,
+            **limits,
+            skip_zero_advantage=skip,
+            mask_truncated_completions=self.config.mask_truncated_completions,
+        )
+        idle = [
+            RolloutGroup(group.prompt, [rollout for rollout in group.rollouts if rollout.advantage == 0])
+            for group in groups
+        ]
+        counts_load = skip and self.config.routing_bias_speed > 0 and _has_routed_experts(self.policy)
+        skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0] if counts_load else []
+        totals = gather_object([(own.num_tokens, own.num_rows)])
+        return Minibatch(batches, skipped, BatchTotals(sum(t for t, _ in totals), sum(r for _, r in totals)))
+
+    def _add_logps(self, minibatch: Minibatch, needs_old: bool) -> None:
+        """Records the logps of the policy before this phase, where later updates need them, and the reference's.
+
+        With a single update the ratio is 1 by definition, and no separate pass is made.
+        """
+        # Not in training mode: these passes must not count for the experts' load.
+        self.model.eval()
+        for batch in minibatch.batches:
+            batch.input_ids = batch.input_ids.to(self.accelerator.device)
+            batch.attention_mask = batch.attention_mask.to(self.accelerator.device)
+            batch.completion_mask = batch.completion_mask.to(self.accelerator.device)
+            batch.advantages = batch.advantages.to(self.accelerator.device)
+            batch.rollout_logps = batch.rollout_logps.to(self.accelerator.device)
+            with torch.no_grad():
+                if needs_old:
+                    batch.old_logps = completion_logps(self.policy, batch, self.config.temperature)[0]
+                if self.ref_model is not None:
+                    batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
+        self.model.train()
+
+    def _update_once(self, minibatch: Minibatch, is_first: bool) -> dict[str, float]:
+        outputs, differences = [], []
+        # DDP reduces gradients in the last backward pass, which every process must therefore have.
+        batches = minibatch.batches or [_empty_batch(self.accelerator.device, self.pad_token_id)]
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                logps, entropy = completion_logps(self.model, batch, self.config.temperature)
+                output = self._loss(batch, logps, entropy, minibatch.totals)
+                self.accelerator.backward(output.loss)
+            outputs.append(output)
+            if is_first:
+                differences.append((logps.detach() - batch.rollout_logps).abs()[batch.completion_mask])
+        metrics = self._gather_metrics(minibatch, batches, outputs)
+        metrics |= self._sampling_difference(differences) if is_first else {}
+        metrics |= self._step(is_finite=math.isfinite(metrics["loss"]))
+        return metrics | self._balance(minibatch)
+
+    def _loss(self, batch: TrainBatch, logps: torch.Tensor, entropy: torch.Tensor, totals: BatchTotals) -> LossOutput:
+        # Gradients are averaged over processes, so each divides by its share of the totals.
+        world_size = self.accelerator.num_processes
+        return policy_loss(
+            logps,
+            batch.old_logps,
+            batch.advantages,
+            batch.completion_mask,
+            ref_logps=batch.ref_logps,
+            loss_type=self.config.loss_type,
+            epsilon=self.config.epsilon,
+            epsilon_high=self.config.epsilon_high,
+            beta=self.config.beta,
+            max_completion_length=self.config.max_completion_length,
+            num_items_in_batch=totals.num_tokens / world_size,
+            num_rows=totals.num_rows / world_size,
+            entropy=entropy,
+        )
+
+    def _gather_metrics(self, minibatch: Minibatch, batches: list[TrainBatch], outputs: list[LossOutput]) -> dict[str, float]:
+        weights = [int(batch.completion_mask.sum()) for batch in batches]
+        loss = sum(output.loss.item() for output in outputs)
+        parts = gather_object([(output.metrics, weight) for output, weight in zip(outputs, weights, strict=True)])
+        combined = combine_metrics([LossOutput(None, metrics) for metrics, _ in parts], [weight for _, weight in parts])
+        losses = gather_object([loss])
+        return {"loss": sum(losses) / len(losses), **combined}
+
+    def _sampling_difference(self, differences: list[torch.Tensor]) -> dict[str, float]:
+        """How far the logps of training are from those recorded while sampling, under the same weights."""
+        values = torch.cat(differences) if differences else torch.zeros(0)
+        parts = gather_object([(values.sum().item(), values.max().item() if len(values) else 0.0, len(values))])
+        count = max(1, sum(n for _, _, n in parts))
+        return {
+            "sampling/sampling_logp_difference/mean": sum(total for total, _, _ in parts) / count,
+            "sampling/sampling_logp_difference/max": max(largest for _, largest, _ in parts),
+        }
+
+    def _step(self, is_finite: bool) -> dict[str, float]:
+        limit = self.config.max_grad_norm or math.inf
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        is_finite = all(gather_object([is_finite and math.isfinite(norm)]))
+        learning_rate = self.scheduler.get_last_lr()[0]
+        if is_finite:
+            self.optimizer.step()
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        return {"grad_norm": norm, "learning_rate": learning_rate, "skipped_updates": 0.0 if is_finite else 1.0}
+
+    def _balance(self, minibatch: Minibatch) -> dict[str, float]:
+        with torch.no_grad():
+            for batch in minibatch.skipped:
+                device = self.accelerator.device
+                self.policy.hidden_states(batch.input_ids.to(device), batch.attention_mask.to(device))
+        return update_routing_bias(self.policy, self.config.routing_bias_speed)
+
+
+def _split(groups: Sequence[RolloutGroup], parts: int) -> Iterator[Sequence[RolloutGroup]]:
+    """`parts` runs of whole groups, as even as possible."""
+    bounds = [round(i * len(groups) / parts) for i in range(parts + 1)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        yield groups[start:end]
+
+
+def _empty_batch(device: torch.device, pad_token_id: int) -> TrainBatch:
+    """One row with nothing to train: its loss is 0 and touches every parameter."""
+    ids = torch.full((1, 2), pad_token_id, dtype=torch.int64, device=device)
+    none = torch.zeros(1, 1, device=device)
+    return TrainBatch(ids, torch.ones_like(ids), none.bool(), none[:, 0], none)
+
+
+def _has_routed_experts(policy: nn.Module) -> bool:
+    return callable(getattr(policy, "hidden_states", None)) and bool(getattr(policy.config, "n_routed_experts", 0))
+
+
+def _finite_mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

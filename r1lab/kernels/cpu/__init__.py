@@ -1,0 +1,8 @@
+"""Compiled CPU kernels, fp32: <op>.cpp is the kernel, <op>.py makes a torch.library op of it (fake, autograd).
+
+D, E, F, K, T, V as in `r1lab.kernels.ops`. Results are bit-identical from run to run and for any number of threads.
+"""
+
+from r1lab.kernels.cpu import moe_experts, moe_gate, rms_norm, token_logps
+
+__all__ = ["moe_experts", "moe_gate", "rms_norm", "token_logps"]

@@ -1,0 +1,707 @@
+// The whole decode step of a DeepSeek-V3 policy in one call: embed, absorbed MLA over latent caches, dense or routed
+// SwiGLU, head, sampling; many steps per call. The truth is reference/decode_step.py; same names, same arithmetic.
+//
+// Every output is accumulated over k in order, whatever rows share the block, and a row's attention reads its own cache
+// only: results do not depend, bitwise, on the batch, the blocking or the number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "common.h"
+
+namespace {
+
+using namespace r1lab;
+
+constexpr int LANES = 8;
+constexpr int BLOCK_ROWS = 64;  // rows that go through the layers together: activations stay in L2
+constexpr int STRIP = 6;        // rows per micro-kernel: 6 x 2 accumulators + 2 weights + 1 input = 15 of 16 registers
+
+// -- matrix product: out[m][n] = bias[n] + sum_k in[m][k] * weight[n][k], weights packed [n / 16][k][16] --------------
+
+// MR rows x NP panels held in registers over the whole of k.
+template <int MR, int NP>
+inline void micro_kernel(const float* in, int in_stride, const float* panel, int k_size, int n_left, const float* bias,
+                         float* out, int out_stride) {
+  v8 acc[MR][2 * NP];
+  for (int m = 0; m < MR; ++m)
+    for (int j = 0; j < 2 * NP; ++j) acc[m][j] = bias ? load8(bias + j * LANES) : v8{};
+  const size_t panel_size = static_cast<size_t>(k_size) * PANEL;
+  for (int k = 0; k < k_size; ++k) {
+    v8 weight[2 * NP];
+#pragma GCC unroll 8
+    for (int j = 0; j < 2 * NP; ++j) weight[j] = load8(panel + (j / 2) * panel_size + k * PANEL + (j % 2) * LANES);
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; ++m) {
+      const v8 x = splat(in[m * in_stride + k]);
+#pragma GCC unroll 8
+      for (int j = 0; j < 2 * NP; ++j) acc[m][j] += x * weight[j];
+    }
+  }
+  for (int m = 0; m < MR; ++m) {
+    float* row = out + static_cast<size_t>(m) * out_stride;
+    for (int j = 0; j < 2 * NP; ++j) {
+      const int left = n_left - j * LANES;
+      if (left >= LANES)
+        store8(row + j * LANES, acc[m][j]);
+      else
+        for (int i = 0; i < left; ++i) row[j * LANES + i] = acc[m][j][i];
+    }
+  }
+}
+
+// One strip of MR rows over all panels, NP panels at a time (few rows: more panels, to keep enough sums in flight).
+template <int MR, int NP>
+inline void gemm_strip(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias,
+                       float* out, int out_stride) {
+  const int num_panels = round_up(n_size, PANEL) / PANEL;
+  int p = 0;
+  for (; p + NP <= num_panels; p += NP)
+    micro_kernel<MR, NP>(in, in_stride, panels + static_cast<size_t>(p) * PANEL * k_size, k_size, n_size - p * PANEL,
+                         bias ? bias + p * PANEL : nullptr, out + p * PANEL, out_stride);
+  for (; p < num_panels; ++p)
+    micro_kernel<MR, 1>(in, in_stride, panels + static_cast<size_t>(p) * PANEL * k_size, k_size, n_size - p * PANEL,
+                        bias ? bias + p * PANEL : nullptr, out + p * PANEL, out_stride);
+}
+
+void gemm(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias, float* out,
+          int out_stride, int rows) {
+  const int full = rows / STRIP * STRIP;
+  // Panel by panel over all full strips: the panel stays in L1, the rows stream from L2.
+  for (int n = 0; full && n < n_size; n += PANEL)
+    for (int m = 0; m < full; m += STRIP)
+      micro_kernel<STRIP, 1>(in + static_cast<size_t>(m) * in_stride, in_stride,
+                             panels + static_cast<size_t>(n) * k_size, k_size, n_size - n, bias ? bias + n : nullptr,
+                             out + static_cast<size_t>(m) * out_stride + n, out_stride);
+  in += static_cast<size_t>(full) * in_stride;
+  out += static_cast<size_t>(full) * out_stride;
+  switch (rows - full) {
+    case 1: return gemm_strip<1, 4>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
+    case 2: return gemm_strip<2, 2>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
+    case 3: return gemm_strip<3, 2>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
+    case 4: return gemm_strip<4, 1>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
+    case 5: return gemm_strip<5, 1>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
+  }
+}
+
+}  // namespace
+
+// -- what Python passes: mirrored field by field in cpu/decode_step.py -------------------------------------------------
+
+extern "C" {
+
+struct R1Layer {
+  const float *input_norm, *qkv_a, *qkv_a_bias, *q_norm, *q_b, *kv_norm, *key_up, *value_up, *o, *o_bias, *mlp_norm;
+  const float *mlp_gate_up, *mlp_down, *router, *router_bias, *experts_gate_up, *experts_down;
+  int32_t mlp_size, moe_size;
+};
+
+struct R1Model {
+  int32_t num_layers, vocab, hidden, heads, q_rank, kv_rank, rope, nope, v_dim;
+  int32_t experts, top_k, n_group, topk_group, norm_topk_prob, rope_interleave;
+  int32_t num_slots, capacity;  // capacity: positions per slot, a multiple of 8
+  float eps, q_eps, kv_eps, attention_scaling, routed_scaling;
+  const float *embed, *norm, *head, *cos, *sin;
+  const R1Layer* layers;
+  float* cache;  // [layers][slots][capacity / 8][kv_rank + rope][8]
+};
+
+struct R1Sampling {
+  double top_p;
+  float temperature;
+  int32_t top_k;
+  const uint8_t *banned, *stop;  // banned: null when nothing is
+};
+
+struct R1Requests {
+  const int32_t* slot;
+  int32_t *token, *position;
+  const uint64_t* stream;
+  const int32_t* limit;
+  int32_t *count, *status, *token_ids;
+  float* logps;
+  int64_t row_stride;  // of token_ids and logps
+};
+
+}  // extern "C"
+
+namespace {
+
+enum Status { RUNNING = 0, STOP = 1, LENGTH = 2, NOT_FINITE = 3 };
+
+// Scratch memory of one thread, for one block of rows.
+struct Workspace {
+  std::vector<float> x, normed, qkv, q_low, q, q_latent, context, attended, gate_up, act, expert_in, expert_out, scores,
+      router, topk_weight, logits, probs;
+  std::vector<int32_t> topk_idx, expert_rows, order;
+  std::vector<float> expert_weights;
+  std::vector<double> block_sums;
+  int logits_stride;
+
+  Workspace(const R1Model& model, int rows) {
+    const int latent = model.kv_rank + model.rope, head_dim = model.nope + model.rope;
+    const int q_size = model.q_rank ? model.q_rank : model.heads * head_dim;
+    int inner = 0;
+    for (int i = 0; i < model.num_layers; ++i)
+      inner = std::max({inner, model.layers[i].mlp_size, model.layers[i].moe_size});
+    const size_t m = rows;
+    x.resize(m * model.hidden);
+    normed.resize(m * model.hidden);
+    qkv.resize(m * (q_size + latent));
+    q_low.resize(m * model.q_rank);
+    q.resize(m * model.heads * head_dim);
+    q_latent.resize(m * model.heads * latent);
+    context.resize(m * model.heads * model.kv_rank);
+    attended.resize(m * model.heads * model.v_dim);
+    gate_up.resize(m * 2 * inner);
+    act.resize(m * inner);
+    expert_in.resize(m * model.hidden);
+    expert_out.resize(m * model.hidden);
+    scores.resize(static_cast<size_t>(4) * model.capacity);
+    router.resize(m * model.experts + 2 * round_up(model.experts, LANES));
+    topk_idx.resize(m * model.top_k);
+    topk_weight.resize(m * model.top_k);
+    expert_rows.resize(m);
+    expert_weights.resize(m);
+    logits_stride = round_up(model.vocab, LANES);
+  }
+
+  void reserve_logits(int rows, int vocab) {
+    logits.resize(static_cast<size_t>(rows) * logits_stride);
+    probs.resize(logits_stride);
+    order.resize(vocab);
+    block_sums.resize(vocab / 64 + 1);
+  }
+};
+
+void rms_norm(const float* in, int in_stride, const float* weight, float eps, int size, float* out, int out_stride,
+              int rows) {
+  const int whole = size / LANES * LANES;
+  for (int m = 0; m < rows; ++m, in += in_stride, out += out_stride) {
+    v8 squares{};
+    for (int d = 0; d < whole; d += LANES) squares += load8(in + d) * load8(in + d);
+    float sum = sum8(squares);
+    for (int d = whole; d < size; ++d) sum += in[d] * in[d];
+    const float scale = 1.0f / std::sqrt(sum / size + eps);
+    for (int d = 0; d < whole; d += LANES) store8(out + d, load8(weight + d) * (load8(in + d) * scale));
+    for (int d = whole; d < size; ++d) out[d] = weight[d] * (in[d] * scale);
+  }
+}
+
+// Rotary embedding of one vector; out may be strided (the cache keeps 8 positions side by side).
+inline void rotate(const float* in, const float* cos, const float* sin, int size, bool interleave, float* out,
+                   int out_stride) {
+  const int half = size / 2;
+  for (int i = 0; i < half; ++i) {
+    const float a = interleave ? in[2 * i] : in[i], b = interleave ? in[2 * i + 1] : in[half + i];
+    out[i * out_stride] = a * cos[i] - b * sin[i];
+    out[(half + i) * out_stride] = b * cos[i] + a * sin[i];
+  }
+}
+
+inline void add_to(float* x, const float* y, size_t size) {
+  for (size_t i = 0; i < size; ++i) x[i] += y[i];
+}
+
+// -- attention --------------------------------------------------------------------------------------------------------
+
+// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time.
+template <int NH>
+void attention_scores(const float* q, const float* cache, int latent, int num_blocks, float* scores, int stride) {
+  const size_t block_size = static_cast<size_t>(latent) * LANES;
+  int block = 0;
+  for (; block + 2 <= num_blocks; block += 2) {
+    const float* keys = cache + block * block_size;
+    v8 acc[NH][2] = {};
+    for (int d = 0; d < latent; ++d) {
+      const v8 key0 = load8(keys + d * LANES), key1 = load8(keys + block_size + d * LANES);
+#pragma GCC unroll 4
+      for (int h = 0; h < NH; ++h) {
+        const v8 x = splat(q[h * latent + d]);
+        acc[h][0] += x * key0;
+        acc[h][1] += x * key1;
+      }
+    }
+    for (int h = 0; h < NH; ++h) {
+      store8(scores + h * stride + block * LANES, acc[h][0]);
+      store8(scores + h * stride + (block + 1) * LANES, acc[h][1]);
+    }
+  }
+  if (block < num_blocks) {
+    const float* keys = cache + block * block_size;
+    v8 acc[NH] = {};
+    for (int d = 0; d < latent; ++d)
+      for (int h = 0; h < NH; ++h) acc[h] += splat(q[h * latent + d]) * load8(keys + d * LANES);
+    for (int h = 0; h < NH; ++h) store8(scores + h * stride + block * LANES, acc[h]);
+  }
+}
+
+// In place softmax of the first `length` scores times `scale`; the rest of the last block becomes 0.
+void softmax(float* scores, int length, int num_blocks, float scale) {
+  for (int s = length; s < num_blocks * LANES; ++s) scores[s] = scores[0];  // a copy cannot change the maximum
+  v8 best = load8(scores);
+  for (int b = 1; b < num_blocks; ++b) {
+    const v8 value = load8(scores + b * LANES);
+    best = value > best ? value : best;
+  }
+  const float top = max8(best) * scale;
+  for (int b = 0; b < num_blocks; ++b) store8(scores + b * LANES, exp8(load8(scores + b * LANES) * scale - top));
+  for (int s = length; s < num_blocks * LANES; ++s) scores[s] = 0.0f;
+  v8 sum{};
+  for (int b = 0; b < num_blocks; ++b) sum += load8(scores + b * LANES);
+  const float inverse = 1.0f / sum8(sum);
+  for (int b = 0; b < num_blocks; ++b) store8(scores + b * LANES, load8(scores + b * LANES) * inverse);
+}
+
+// context[h][c] = sum_s probs[h][s] * cache[s][c] for NH heads, two latent dimensions at a time.
+template <int NH>
+void attention_context(const float* probs, int stride, const float* cache, int latent, int kv_rank, int num_blocks,
+                       float* context) {
+  const size_t block_size = static_cast<size_t>(latent) * LANES;
+  for (int c = 0; c < kv_rank; c += 2) {
+    const int second = c + 1 < kv_rank ? LANES : 0;
+    v8 acc[NH][2] = {};
+    const float* values = cache + c * LANES;
+    for (int block = 0; block < num_blocks; ++block, values += block_size) {
+      const v8 value0 = load8(values), value1 = load8(values + second);
+#pragma GCC unroll 4
+      for (int h = 0; h < NH; ++h) {
+        const v8 p = load8(probs + h * stride + block * LANES);
+        acc[h][0] += p * value0;
+        acc[h][1] += p * value1;
+      }
+    }
+    for (int h = 0; h < NH; ++h) {
+      context[h * kv_rank + c] = sum8(acc[h][0]);
+      if (second) context[h * kv_rank + c + 1] = sum8(acc[h][1]);
+    }
+  }
+}
+
+template <int NH>
+void attend_heads(const R1Model& model, const float* q, const float* cache, int length, float* scores, float* context) {
+  const int latent = model.kv_rank + model.rope, num_blocks = (length + LANES - 1) / LANES;
+  attention_scores<NH>(q, cache, latent, num_blocks, scores, model.capacity);
+  for (int h = 0; h < NH; ++h) softmax(scores + h * model.capacity, length, num_blocks, model.attention_scaling);
+  attention_context<NH>(scores, model.capacity, cache, latent, model.kv_rank, num_blocks, context);
+}
+
+void attend_row(const R1Model& model, const float* q, const float* cache, int length, float* scores, float* context) {
+  const int latent = model.kv_rank + model.rope;
+  int h = 0;
+  for (; h + 4 <= model.heads; h += 4)
+    attend_heads<4>(model, q + h * latent, cache, length, scores, context + h * model.kv_rank);
+  for (; h < model.heads; ++h)
+    attend_heads<1>(model, q + h * latent, cache, length, scores, context + h * model.kv_rank);
+}
+
+inline float* cache_of(const R1Model& model, int layer, int slot) {
+  const size_t slot_size = static_cast<size_t>(model.capacity) * (model.kv_rank + model.rope);
+  return model.cache + (static_cast<size_t>(layer) * model.num_slots + slot) * slot_size;
+}
+
+// Norm and rotate a row's new latent and key straight into its cache.
+void append_cache(const R1Model& model, const R1Layer& layer, int index, const float* kv, int slot, int position) {
+  const int latent = model.kv_rank + model.rope, half = model.rope / 2;
+  float* entry = cache_of(model, index, slot) + static_cast<size_t>(position / LANES) * latent * LANES + position % LANES;
+  float sum = 0.0f;
+  for (int c = 0; c < model.kv_rank; ++c) sum += kv[c] * kv[c];
+  const float scale = 1.0f / std::sqrt(sum / model.kv_rank + model.kv_eps);
+  for (int c = 0; c < model.kv_rank; ++c) entry[c * LANES] = layer.kv_norm[c] * (kv[c] * scale);
+  rotate(kv + model.kv_rank, model.cos + static_cast<size_t>(position) * half,
+         model.sin + static_cast<size_t>(position) * half, model.rope, model.rope_interleave,
+         entry + model.kv_rank * LANES, LANES);
+}
+
+// Adds the attention's output to ws.x.
+void attention(const R1Model& model, int index, const int32_t* slot, const int32_t* position, int rows, Workspace& ws) {
+  const R1Layer& layer = model.layers[index];
+  const int latent = model.kv_rank + model.rope, head_dim = model.nope + model.rope, half = model.rope / 2;
+  const int q_size = model.heads * head_dim, first = model.q_rank ? model.q_rank : q_size, stride = first + latent;
+  rms_norm(ws.x.data(), model.hidden, layer.input_norm, model.eps, model.hidden, ws.normed.data(), model.hidden, rows);
+  gemm(ws.normed.data(), model.hidden, layer.qkv_a, model.hidden, stride, layer.qkv_a_bias, ws.qkv.data(), stride, rows);
+  const float* q = ws.qkv.data();
+  int q_stride = stride;
+  if (model.q_rank) {
+    rms_norm(q, stride, layer.q_norm, model.q_eps, model.q_rank, ws.q_low.data(), model.q_rank, rows);
+    gemm(ws.q_low.data(), model.q_rank, layer.q_b, model.q_rank, q_size, nullptr, ws.q.data(), q_size, rows);
+    q = ws.q.data();
+    q_stride = q_size;
+  }
+  const size_t key_panels = static_cast<size_t>(round_up(model.kv_rank, PANEL)) * model.nope;
+  const size_t value_panels = static_cast<size_t>(round_up(model.v_dim, PANEL)) * model.kv_rank;
+  for (int h = 0; h < model.heads; ++h)
+    gemm(q + h * head_dim, q_stride, layer.key_up + h * key_panels, model.nope, model.kv_rank, nullptr,
+         ws.q_latent.data() + h * latent, model.heads * latent, rows);
+  for (int m = 0; m < rows; ++m) {
+    append_cache(model, layer, index, ws.qkv.data() + static_cast<size_t>(m) * stride + first, slot[m], position[m]);
+    const size_t angle = static_cast<size_t>(position[m]) * half;
+    for (int h = 0; h < model.heads; ++h)
+      rotate(q + static_cast<size_t>(m) * q_stride + h * head_dim + model.nope, model.cos + angle, model.sin + angle,
+             model.rope, model.rope_interleave,
+             ws.q_latent.data() + (static_cast<size_t>(m) * model.heads + h) * latent + model.kv_rank, 1);
+  }
+  for (int m = 0; m < rows; ++m)
+    attend_row(model, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
+               cache_of(model, index, slot[m]), position[m] + 1, ws.scores.data(),
+               ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
+  const int o_size = model.heads * model.v_dim;
+  for (int h = 0; h < model.heads; ++h)
+    gemm(ws.context.data() + h * model.kv_rank, model.heads * model.kv_rank, layer.value_up + h * value_panels,
+         model.kv_rank, model.v_dim, nullptr, ws.attended.data() + h * model.v_dim, o_size, rows);
+  gemm(ws.attended.data(), o_size, layer.o, o_size, model.hidden, layer.o_bias, ws.normed.data(), model.hidden, rows);
+  add_to(ws.x.data(), ws.normed.data(), static_cast<size_t>(rows) * model.hidden);
+}
+
+// -- feed-forward -----------------------------------------------------------------------------------------------------
+
+// out = down(silu(gate in) * up in); gate_up: the gate's `inner` outputs, then the up's.
+void swiglu(const float* in, int hidden, const float* gate_up, const float* down, int inner, float* out, int rows,
+            Workspace& ws) {
+  gemm(in, hidden, gate_up, hidden, 2 * inner, nullptr, ws.gate_up.data(), 2 * inner, rows);
+  const int whole = inner / LANES * LANES;
+  for (int m = 0; m < rows; ++m) {
+    const float *gate = ws.gate_up.data() + static_cast<size_t>(m) * 2 * inner, *up = gate + inner;
+    float* act = ws.act.data() + static_cast<size_t>(m) * inner;
+    for (int f = 0; f < whole; f += LANES) {
+      const v8 g = load8(gate + f);
+      store8(act + f, g / (1.0f + exp8(-g)) * load8(up + f));
+    }
+    if (whole < inner) {
+      const v8 g = load_upto(gate + whole, inner - whole);
+      store_upto(act + whole, g / (1.0f + exp8(-g)) * load_upto(up + whole, inner - whole), inner - whole);
+    }
+  }
+  gemm(ws.act.data(), inner, down, inner, hidden, nullptr, out, hidden, rows);
+}
+
+// Index of the largest value among `size` (lowest index on ties), skipping what is at -infinity; -1 if nothing is left.
+int best_index(const float* values, int size) {
+  int best = -1;
+  for (int i = 0; i < size; ++i)
+    if (values[i] > -std::numeric_limits<float>::infinity() && (best < 0 || values[i] > values[best])) best = i;
+  return best;
+}
+
+// Restrict the choice to the topk_group groups with the largest sum of their two best scores.
+void keep_best_groups(const R1Model& model, float* choice) {
+  const float minus_inf = -std::numeric_limits<float>::infinity();
+  const int size = model.experts / model.n_group;
+  std::vector<float> group(model.n_group);
+  std::vector<char> keep(model.n_group, 0);
+  for (int g = 0; g < model.n_group; ++g) {
+    float first = minus_inf, second = minus_inf;
+    for (int i = g * size; i < (g + 1) * size; ++i) {
+      if (choice[i] > first) {
+        second = first;
+        first = choice[i];
+      } else if (choice[i] > second) {
+        second = choice[i];
+      }
+    }
+    group[g] = size > 1 ? first + second : first;
+  }
+  for (int k = 0; k < model.topk_group; ++k) {
+    const int g = best_index(group.data(), model.n_group);
+    if (g < 0) break;
+    keep[g] = 1;
+    group[g] = minus_inf;
+  }
+  for (int i = 0; i < model.experts; ++i)
+    if (!keep[i / size]) choice[i] = minus_inf;
+}
+
+// DeepSeek-V3 eq. 12-16 for one row: sigmoid scores, the bias only in the choice.
+void route(const R1Model& model, const R1Layer& layer, const float* logits, float* scores, float* choice, int32_t* idx,
+           float* weight) {
+  const int whole = model.experts / LANES * LANES;
+  for (int e = 0; e < model.experts; e += LANES)
+    store_upto(scores + e, sigmoid8(load_upto(logits + e, model.experts - e)), model.experts - e);
+  for (int e = 0; e < model.experts; ++e) choice[e] = scores[e] + layer.router_bias[e];
+  if (model.topk_group < model.n_group) keep_best_groups(model, choice);
+  float sum = 0.0f;
+  for (int k = 0; k < model.top_k; ++k) {
+    const int best = std::max(best_index(choice, model.experts), 0);  // NaN scores: any expert, the logits are NaN too
+    idx[k] = best;
+    weight[k] = scores[best];
+    choice[best] = -std::numeric_limits<float>::infinity();
+    sum += scores[best];
+  }
+  for (int k = 0; k < model.top_k; ++k)
+    weight[k] = (model.norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * model.routed_scaling;
+}
+
+// Adds the routed experts' output for ws.normed to ws.x, expert by expert over the block's rows.
+void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
+  const int hidden = model.hidden, inner = layer.moe_size;
+  float *scores = ws.router.data() + static_cast<size_t>(rows) * model.experts,
+        *choice = scores + round_up(model.experts, LANES);
+  gemm(ws.normed.data(), hidden, layer.router, hidden, model.experts, nullptr, ws.router.data(), model.experts, rows);
+  for (int m = 0; m < rows; ++m)
+    route(model, layer, ws.router.data() + static_cast<size_t>(m) * model.experts, scores, choice,
+          ws.topk_idx.data() + m * model.top_k, ws.topk_weight.data() + m * model.top_k);
+  const size_t gate_up_size = static_cast<size_t>(round_up(2 * inner, PANEL)) * hidden;
+  const size_t down_size = static_cast<size_t>(round_up(hidden, PANEL)) * inner;
+  for (int e = 0; e < model.experts; ++e) {
+    int count = 0;
+    for (int i = 0; i < rows * model.top_k; ++i) {
+      if (ws.topk_idx[i] != e) continue;
+      ws.expert_rows[count] = i / model.top_k;
+      ws.expert_weights[count] = ws.topk_weight[i];
+      std::memcpy(ws.expert_in.data() + static_cast<size_t>(count) * hidden,
+                  ws.normed.data() + static_cast<size_t>(i / model.top_k) * hidden, hidden * sizeof(float));
+      ++count;
+    }
+    if (!count) continue;
+    swiglu(ws.expert_in.data(), hidden, layer.experts_gate_up + e * gate_up_size, layer.experts_down + e * down_size,
+           inner, ws.expert_out.data(), count, ws);
+    for (int i = 0; i < count; ++i) {
+      float* x = ws.x.data() + static_cast<size_t>(ws.expert_rows[i]) * hidden;
+      const float* out = ws.expert_out.data() + static_cast<size_t>(i) * hidden;
+      for (int d = 0; d < hidden; ++d) x[d] += ws.expert_weights[i] * out[d];
+    }
+  }
+}
+
+// -- the network over one block of rows: leaves the final normed hidden states in ws.normed ----------------------------
+
+void forward_block(const R1Model& model, const int32_t* slot, const int32_t* token, const int32_t* position, int rows,
+                   Workspace& ws) {
+  const int hidden = model.hidden;
+  for (int m = 0; m < rows; ++m)
+    std::memcpy(ws.x.data() + static_cast<size_t>(m) * hidden, model.embed + static_cast<size_t>(token[m]) * hidden,
+                hidden * sizeof(float));
+  for (int index = 0; index < model.num_layers; ++index) {
+    const R1Layer& layer = model.layers[index];
+    attention(model, index, slot, position, rows, ws);
+    rms_norm(ws.x.data(), hidden, layer.mlp_norm, model.eps, hidden, ws.normed.data(), hidden, rows);
+    if (layer.router) routed_experts(model, layer, rows, ws);
+    if (layer.mlp_size) {
+      swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows, ws);
+      add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);
+    }
+  }
+  rms_norm(ws.x.data(), hidden, model.norm, model.eps, hidden, ws.normed.data(), hidden, rows);
+}
+
+// -- sampling ---------------------------------------------------------------------------------------------------------
+
+inline uint64_t splitmix64(uint64_t x) {
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+inline double random_uniform(uint64_t stream, uint64_t index) {
+  return static_cast<double>(splitmix64(splitmix64(stream) ^ index) >> 11) * 0x1.0p-53;
+}
+
+// Zero the probabilities that top-k, then top-p, leave out; `order` is scratch. Ties go to the lower token.
+void truncate(float* probs, int vocab, int top_k, double top_p, std::vector<int32_t>& order) {
+  int size = 0;
+  for (int i = 0; i < vocab; ++i)
+    if (probs[i] > 0.0f) order[size++] = i;
+  const auto later = [probs](int32_t a, int32_t b) { return probs[a] != probs[b] ? probs[a] < probs[b] : a > b; };
+  std::make_heap(order.begin(), order.begin() + size, later);
+  const int most = top_k > 0 ? std::min(top_k, size) : size;
+  double total = 0.0;
+  int first = size;  // order[first..size) is what has been taken from the heap, likeliest last
+  const auto take = [&] { std::pop_heap(order.begin(), order.begin() + first--, later); };
+  if (top_k > 0) {
+    while (size - first < most) take(), total += probs[order[first]];
+  } else {
+    for (int i = 0; i < vocab; ++i) total += probs[i];
+  }
+  int kept = most;
+  if (top_p < 1.0) {
+    double before = 0.0;
+    for (kept = 0; kept < most && before < top_p * total; ++kept) {
+      if (size - 1 - kept < first) take();
+      before += probs[order[size - 1 - kept]];
+    }
+  }
+  for (int i = 0; i < size - kept; ++i) probs[order[i]] = 0.0f;
+}
+
+// The first token whose cumulative probability exceeds uniform * total.
+int inverse_cdf(const float* probs, int vocab, double uniform, std::vector<double>& sums) {
+  constexpr int SIZE = 64;
+  const int num_blocks = (vocab + SIZE - 1) / SIZE;
+  double total = 0.0;
+  for (int b = 0; b < num_blocks; ++b) {
+    const int end = std::min(vocab, (b + 1) * SIZE);
+    v8 acc{};
+    int i = b * SIZE;
+    for (; i + LANES <= end; i += LANES) acc += load8(probs + i);
+    double sum = sum8(acc);
+    for (; i < end; ++i) sum += probs[i];
+    total += sums[b] = sum;
+  }
+  const double target = uniform * total;
+  double before = 0.0;
+  int last = 0;
+  for (int b = 0; b < num_blocks; before += sums[b], ++b) {
+    if (before + sums[b] <= target && b + 1 < num_blocks) continue;
+    double cumulative = before;
+    for (int i = b * SIZE; i < std::min(vocab, (b + 1) * SIZE); ++i) {
+      if (!(probs[i] > 0.0f)) continue;
+      last = i;
+      cumulative += probs[i];
+      if (cumulative > target) return i;
+    }
+  }
+  while (!(probs[last] > 0.0f) && last + 1 < vocab) ++last;
+  for (int i = vocab - 1; i > last; --i)
+    if (probs[i] > 0.0f) return i;
+  return last;
+}
+
+// Scales the logits in place; fills probs (unnormalised) and returns log sum exp, not finite if any logit is not.
+double scale_and_exp(float* logits, float* probs, int vocab, int padded, float temperature) {
+  for (int i = vocab; i < padded; ++i) logits[i] = logits[0];
+  v8 best = splat(-std::numeric_limits<float>::infinity());
+  for (int i = 0; i < padded; i += LANES) {
+    const v8 scaled = load8(logits + i) / temperature;
+    store8(logits + i, scaled);
+    best = scaled > best ? scaled : best;
+  }
+  const float top = max8(best);
+  for (int i = 0; i < padded; i += LANES) store8(probs + i, exp8(load8(logits + i) - top));
+  for (int i = vocab; i < padded; ++i) probs[i] = 0.0f;
+  double total = 0.0;
+  v8 sum{};
+  for (int i = 0; i < padded; i += LANES) {
+    sum += load8(probs + i);
+    if (i % 64 == 56 || i + LANES == padded) {
+      total += sum8(sum);
+      sum = v8{};
+    }
+  }
+  return top + std::log(total);
+}
+
+// Probabilities without the banned tokens, relative to the likeliest allowed one (it may be far below the banned).
+void ban(const float* logits, float* probs, int vocab, int padded, const uint8_t* banned) {
+  float top = -std::numeric_limits<float>::infinity();
+  for (int i = 0; i < vocab; ++i)
+    if (!banned[i] && logits[i] > top) top = logits[i];
+  for (int i = 0; i < padded; i += LANES) {
+    const v8 below = load8(logits + i) - top;
+    store8(probs + i, exp8(below > 0.0f ? v8{} : below));
+  }
+  for (int i = 0; i < padded; ++i)
+    if (i >= vocab || banned[i]) probs[i] = 0.0f;
+}
+
+int greedy_token(const float* logits, int vocab, const uint8_t* banned) {
+  int best = -1;
+  for (int i = 0; i < vocab; ++i)
+    if (!(banned && banned[i]) && (best < 0 || logits[i] > logits[best])) best = i;
+  return best;
+}
+
+void sample_row(const R1Model& model, const R1Sampling& how, const R1Requests& requests, int r, float* logits,
+                Workspace& ws) {
+  const bool is_greedy = how.temperature == 0.0f;
+  const int padded = ws.logits_stride;
+  float* probs = ws.probs.data();
+  const double log_total = scale_and_exp(logits, probs, model.vocab, padded, is_greedy ? 1.0f : how.temperature);
+  if (!std::isfinite(log_total)) {
+    requests.status[r] = NOT_FINITE;
+    return;
+  }
+  int token;
+  if (is_greedy) {
+    token = greedy_token(logits, model.vocab, how.banned);
+  } else {
+    if (how.banned) ban(logits, probs, model.vocab, padded, how.banned);
+    if (how.top_k > 0 || how.top_p < 1.0) truncate(probs, model.vocab, how.top_k, how.top_p, ws.order);
+    token = inverse_cdf(probs, model.vocab, random_uniform(requests.stream[r], requests.count[r]), ws.block_sums);
+  }
+  const int count = requests.count[r]++;
+  requests.token_ids[r * requests.row_stride + count] = token;
+  requests.logps[r * requests.row_stride + count] = static_cast<float>(logits[token] - log_total);
+  requests.token[r] = token;
+  ++requests.position[r];
+  requests.status[r] = how.stop[token] ? STOP : count + 1 >= requests.limit[r] ? LENGTH : RUNNING;
+}
+
+// One step of one block of requests.
+void step_block(const R1Model& model, const R1Sampling& how, const R1Requests& requests, const int32_t* active,
+                int rows, Workspace& ws) {
+  int32_t slot[BLOCK_ROWS], token[BLOCK_ROWS], position[BLOCK_ROWS];
+  for (int m = 0; m < rows; ++m) {
+    slot[m] = requests.slot[active[m]];
+    token[m] = requests.token[active[m]];
+    position[m] = requests.position[active[m]];
+  }
+  forward_block(model, slot, token, position, rows, ws);
+  gemm(ws.normed.data(), model.hidden, model.head, model.hidden, model.vocab, nullptr, ws.logits.data(),
+       ws.logits_stride, rows);
+  for (int m = 0; m < rows; ++m)
+    sample_row(model, how, requests, active[m], ws.logits.data() + static_cast<size_t>(m) * ws.logits_stride, ws);
+}
+
+// All steps of one thread's share of the requests.
+void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests& requests, std::vector<int32_t> active,
+                  int num_steps) {
+  const int most = std::min<int>(BLOCK_ROWS, active.size());
+  Workspace ws(model, most);
+  ws.reserve_logits(most, model.vocab);
+  for (int step = 0; step < num_steps && !active.empty(); ++step) {
+    const int size = active.size();
+    const int num_blocks = (size + BLOCK_ROWS - 1) / BLOCK_ROWS;  // of equal size, so that none is a sliver
+    for (int b = 0; b < num_blocks; ++b) {
+      const int begin = size * b / num_blocks, end = size * (b + 1) / num_blocks;
+      step_block(model, how, requests, active.data() + begin, end - begin, ws);
+    }
+    active.erase(std::remove_if(active.begin(), active.end(), [&](int r) { return requests.status[r] != RUNNING; }),
+                 active.end());
+  }
+}
+
+}  // namespace
+
+// Sample up to num_steps tokens for each active request. Threads share nothing: each takes a run of the requests
+// through all layers and all steps.
+R1LAB_API void r1_decode(const R1Model* model, const R1Sampling* sampling, const R1Requests* requests, const int32_t* active,
+               int32_t num_active, int32_t num_steps, int32_t num_threads) {
+  const int parts = std::max(1, std::min(num_threads, num_active));
+#pragma omp parallel for schedule(static, 1) num_threads(parts)
+  for (int t = 0; t < parts; ++t) {
+    const int begin = static_cast<int64_t>(num_active) * t / parts, end = static_cast<int64_t>(num_active) * (t + 1) / parts;
+    decode_share(*model, *sampling, *requests, std::vector<int32_t>(active + begin, active + end), num_steps);
+  }
+}
+
+// Run rows through the layers, filling the caches; rows of one slot adjacent, in order of position. hidden_out [rows,
+// hidden] and logits_out [rows, vocab] may be null.
+R1LAB_API void r1_forward(const R1Model* model, const int32_t* slot, const int32_t* token, const int32_t* position, int32_t rows,
+                float* hidden_out, float* logits_out, int32_t num_threads) {
+  const int parts = std::max(1, std::min(num_threads, rows));
+  std::vector<int> bounds(parts + 1, rows);
+  for (int t = 0; t < parts; ++t) {
+    bounds[t] = static_cast<int64_t>(rows) * t / parts;
+    while (bounds[t] > 0 && bounds[t] < rows && slot[bounds[t]] == slot[bounds[t] - 1]) ++bounds[t];
+  }
+#pragma omp parallel for schedule(static, 1) num_threads(parts)
+  for (int t = 0; t < parts; ++t) {
+    if (bounds[t] >= bounds[t + 1]) continue;
+    Workspace ws(*model, std::min(BLOCK_ROWS, bounds[t + 1] - bounds[t]));
+    for (int m = bounds[t]; m < bounds[t + 1]; m += BLOCK_ROWS) {
+      const int count = std::min(BLOCK_ROWS, bounds[t + 1] - m);
+      forward_block(*model, slot + m, token + m, position + m, count, ws);
+      if (hidden_out)
+        std::memcpy(hidden_out + static_cast<size_t>(m) * model->hidden, ws.normed.data(),
+                    static_cast<size_t>(count) * model->hidden * sizeof(float));
+      if (logits_out)
+        gemm(ws.normed.data(), model->hidden, model->head, model->hidden, model->vocab, nullptr,
+             logits_out + static_cast<size_t>(m) * model->vocab, model->vocab, count);
+    }
+  }
+}

@@ -1,0 +1,184 @@
+"""The compiled decode step (`decode_step.cpp`) behind the same three methods as `ReferenceDecoder`."""
+
+import ctypes
+from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
+
+import numpy as np
+import torch
+
+from r1lab.kernels import build
+from r1lab.kernels.reference.decode_step import DecodeLayer, DecodeRequests, DecodeSampling, DecodeWeights
+
+PANEL = 16
+"""Outputs per packed weight panel; as in decode_step.cpp."""
+LANES = 8
+"""Positions that lie side by side in the cache; as in decode_step.cpp."""
+
+_LAYER_TENSORS = (
+    "input_norm", "qkv_a", "qkv_a_bias", "q_norm", "q_b", "kv_norm", "key_up", "value_up", "o", "o_bias", "mlp_norm",
+    "mlp_gate_up", "mlp_down", "router", "router_bias", "experts_gate_up", "experts_down",
+)  # fmt: skip
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in _LAYER_TENSORS] + [("mlp_size", c_int32), ("moe_size", c_int32)]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        [(name, c_int32) for name in (
+            "num_layers", "vocab", "hidden", "heads", "q_rank", "kv_rank", "rope", "nope", "v_dim", "experts", "top_k",
+            "n_group", "topk_group", "norm_topk_prob", "rope_interleave", "num_slots", "capacity")]
+        + [(name, c_float) for name in ("eps", "q_eps", "kv_eps", "attention_scaling", "routed_scaling")]
+        + [(name, c_void_p) for name in ("embed", "norm", "head", "cos", "sin")]
+        + [("layers", POINTER(_Layer)), ("cache", c_void_p)]
+    )  # fmt: skip
+
+
+class _Sampling(ctypes.Structure):
+    _fields_ = [
+        ("top_p", c_double), ("temperature", c_float), ("top_k", c_int32), ("banned", c_void_p), ("stop", c_void_p),
+    ]  # fmt: skip
+
+
+class _Requests(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in (
+        "slot", "token", "position", "stream", "limit", "count", "status", "token_ids", "logps",
+    )] + [("row_stride", c_int64)]  # fmt: skip
+
+
+def is_cpu_decoder_available() -> bool:
+    """Whether the compiled library could be built (the first call builds it)."""
+    return build.load_extension()
+
+
+class CpuDecoder:
+    """Latent caches for `num_slots` sequences of up to `capacity` tokens, and the compiled step. fp32 weights on the
+    CPU, which are packed here (one pass over them); later changes of the policy need a new decoder.
+
+    The cache lies as [layers, slots, capacity / 8, kv_lora_rank + qk_rope_head_dim, 8], so that eight positions are one
+    vector in scores and in sums over positions alike.
+    """
+
+    def __init__(self, weights: DecodeWeights, num_slots: int, capacity: int, num_threads: int | None = None):
+        if weights.embed.dtype != torch.float32 or weights.embed.device.type != "cpu":
+            raise ValueError(
+                f"CpuDecoder needs fp32 weights on the CPU, got {weights.embed.dtype} on {weights.embed.device}; "
+                "use ReferenceDecoder"
+            )
+        self.config = config = weights.config
+        self.num_threads = num_threads or torch.get_num_threads()
+        self._library = build.extension()
+        self._tensors: list[torch.Tensor] = []  # keeps what C points at alive
+        num_blocks = -(-capacity // LANES)
+        latent = config.kv_lora_rank + config.qk_rope_head_dim
+        # Zeroed: a half-filled block is read whole, and 0 * NaN is not 0.
+        self.cache = torch.zeros(len(weights.layers), num_slots, num_blocks, latent, LANES)
+        self._layers = (_Layer * len(weights.layers))(*[self._pack_layer(layer) for layer in weights.layers])
+        self._model = _Model(
+            len(weights.layers), config.vocab_size, config.hidden_size, config.num_heads, config.q_lora_rank,
+            config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim, config.v_head_dim,
+            config.num_experts, config.num_experts_per_tok, config.n_group, config.topk_group, config.norm_topk_prob,
+            config.rope_interleave, num_slots, num_blocks * LANES, config.rms_norm_eps, config.q_norm_eps,
+            config.kv_norm_eps, config.attention_scaling, config.routed_scaling_factor, self._keep(weights.embed),
+            self._keep(weights.norm), self._keep(_pack(weights.head)), self._keep(weights.cos), self._keep(weights.sin),
+            self._layers, self.cache.data_ptr(),
+        )  # fmt: skip
+
+    def prefill(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
+        """Run rows through the layers, filling the caches; rows of one slot adjacent and in order of position, starting
+        where its cache ends. Returns the final normed hidden states [M, D]."""
+        hidden_MD = torch.empty(len(slot_M), self.config.hidden_size)
+        self._forward(slot_M, token_M, position_M, hidden_MD.data_ptr(), None)
+        return hidden_MD
+
+    def logits(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
+        """`prefill`, then the head: logits [M, V] of each row's next token."""
+        logits_MV = torch.empty(len(slot_M), self.config.vocab_size)
+        self._forward(slot_M, token_M, position_M, None, logits_MV.data_ptr())
+        return logits_MV
+
+    def fork(self, source: int, slots: list[int], length: int) -> None:
+        """Copy the first `length` tokens of slot `source` to other slots."""
+        num_blocks = -(-length // LANES)
+        self.cache[:, slots, :num_blocks] = self.cache[:, source, None, :num_blocks]
+
+    def decode(self, requests: DecodeRequests, active: np.ndarray, num_steps: int, sampling: DecodeSampling) -> None:
+        """Sample up to `num_steps` tokens for each of the `active` requests (indices), in place; a request whose
+        status leaves STATUS_RUNNING takes no further part."""
+        active = np.ascontiguousarray(active[requests.status[active] == 0], np.int32)
+        how = _Sampling(
+            sampling.top_p, sampling.temperature, sampling.top_k,
+            sampling.banned_V.data_ptr() if sampling.banned_V.any() else None, sampling.stop_V.data_ptr(),
+        )  # fmt: skip
+        self._library.r1_decode(
+            ctypes.byref(self._model), ctypes.byref(how), ctypes.byref(_request_pointers(requests)),
+            c_void_p(active.ctypes.data), c_int32(len(active)), c_int32(num_steps), c_int32(self.num_threads),
+        )  # fmt: skip
+
+    def _forward(self, slot_M, token_M, position_M, hidden: int | None, logits: int | None) -> None:
+        rows = [np.ascontiguousarray(row, np.int32) for row in (slot_M, token_M, position_M)]
+        self._library.r1_forward(
+            ctypes.byref(self._model), *(c_void_p(row.ctypes.data) for row in rows), c_int32(len(rows[0])),
+            c_void_p(hidden), c_void_p(logits), c_int32(self.num_threads),
+        )  # fmt: skip
+
+    def _keep(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._tensors.append(tensor.detach().contiguous())
+        return self._tensors[-1].data_ptr()
+
+    def _pack_layer(self, layer: DecodeLayer) -> _Layer:
+        config = self.config
+        first, first_bias = (layer.q_b, None) if layer.q_a is None else (layer.q_a, layer.q_a_bias)
+        sizes = (config.qk_nope_head_dim, config.v_head_dim)
+        key_HNC, value_HWC = layer.kv_b.unflatten(0, (config.num_heads, -1)).split(sizes, 1)
+        packed = {
+            "input_norm": layer.input_norm,
+            "qkv_a": _pack(torch.cat([first, layer.kv_a])),
+            "qkv_a_bias": _pack_bias([first_bias, layer.kv_a_bias], [len(first), len(layer.kv_a)]),
+            "q_norm": layer.q_a_norm,
+            "q_b": None if layer.q_a is None else _pack(layer.q_b),
+            "kv_norm": layer.kv_a_norm,
+            "key_up": _pack(key_HNC.transpose(1, 2)),
+            "value_up": _pack(value_HWC),
+            "o": _pack(layer.o),
+            "o_bias": _pack_bias([layer.o_bias], [len(layer.o)]),
+            "mlp_norm": layer.mlp_norm,
+            "mlp_gate_up": None if layer.mlp_gate is None else _pack(torch.cat([layer.mlp_gate, layer.mlp_up])),
+            "mlp_down": None if layer.mlp_gate is None else _pack(layer.mlp_down),
+            "router": None if layer.router is None else _pack(layer.router),
+            "router_bias": None if layer.router is None else layer.router_bias,
+            "experts_gate_up": None if layer.router is None else _pack(layer.experts_gate_up),
+            "experts_down": None if layer.router is None else _pack(layer.experts_down),
+        }
+        pointers = [self._keep(packed[name]) for name in _LAYER_TENSORS]
+        mlp_size = 0 if layer.mlp_gate is None else layer.mlp_gate.shape[0]
+        moe_size = 0 if layer.router is None else layer.experts_down.shape[-1]
+        return _Layer(*pointers, mlp_size, moe_size)
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    """[.., out, in] -> [.., ceil(out / 16), in, 16], missing outputs 0."""
+    *_, num_out, num_in = weight.shape
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, -num_out % PANEL))
+    return padded.unflatten(-2, (-1, PANEL)).transpose(-1, -2).contiguous()
+
+
+def _pack_bias(biases: list[torch.Tensor | None], sizes: list[int]) -> torch.Tensor | None:
+    """Concatenate biases (None = zeros) and pad to whole panels; None when all are."""
+    if all(bias is None for bias in biases):
+        return None
+    bias = torch.cat([torch.zeros(size) if bias is None else bias for bias, size in zip(biases, sizes)])
+    return torch.nn.functional.pad(bias, (0, -len(bias) % PANEL))
+
+
+def _request_pointers(requests: DecodeRequests) -> _Requests:
+    dtypes = {"stream": np.uint64, "logps": np.float32}
+    for name, _ in _Requests._fields_[:-1]:
+        array = getattr(requests, name)
+        if array.dtype != dtypes.get(name, np.int32) or not array.flags.c_contiguous:
+            raise ValueError(f"requests.{name} must be a contiguous {dtypes.get(name, np.int32).__name__} array")
+    arrays = [getattr(requests, name).ctypes.data for name, _ in _Requests._fields_[:-1]]
+    return _Requests(*arrays, requests.token_ids.shape[1])

@@ -1,0 +1,8 @@
+"""The plain PyTorch truth of every op: one file per op, written against the paper's formula, differentiable by autograd."""
+
+from r1lab.kernels.reference.moe_experts import moe_experts
+from r1lab.kernels.reference.moe_gate import moe_gate
+from r1lab.kernels.reference.rms_norm import rms_norm
+from r1lab.kernels.reference.token_logps import token_logps
+
+__all__ = ["moe_experts", "moe_gate", "rms_norm", "token_logps"]

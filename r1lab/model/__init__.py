@@ -1,0 +1,7 @@
+"""The policy model: DeepSeek-V3's MLA and mixture of experts behind transformers' interface."""
+
+from r1lab.model.cache import LatentCache
+from r1lab.model.moe import sequence_aux_loss, update_routing_bias
+from r1lab.model.transformer import PolicyForCausalLM, PolicyModel
+
+__all__ = ["LatentCache", "PolicyForCausalLM", "PolicyModel", "sequence_aux_loss", "update_routing_bias"]

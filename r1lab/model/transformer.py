@@ -1,0 +1,229 @@
+"""The policy: a DeepSeek-V3 decoder with transformers' interface and checkpoint layout.
+
+Parameter names, config and files are those of transformers' `DeepseekV3ForCausalLM`, so either class loads what the
+other saved. B rows, T new tokens, S tokens in all (cached ones included), D = hidden.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput, can_return_tuple
+
+from r1lab.model.attention import MultiHeadLatentAttention, PolicyRMSNorm, build_attention_mask
+from r1lab.model.cache import LatentCache
+from r1lab.model.moe import DeepseekMoE, RoutedExperts, SwiGLU, TopkGate
+from r1lab.model.packing import build_packing
+from r1lab.model.rope import PolicyRotaryEmbedding
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm block: attention, then a dense feed-forward (the first layers) or a mixture of experts."""
+
+    def __init__(self, config: DeepseekV3Config, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadLatentAttention(config, layer_idx)
+        self.is_moe = layer_idx >= config.first_k_dense_replace
+        self.mlp = DeepseekMoE(config) if self.is_moe else SwiGLU(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x_BTD: torch.Tensor, rotary, mask=None, token_mask_BT=None, packing=None, past_key_values=None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, T, D] -> (x [B, T, D], sequence-wise auxiliary loss or None); arguments as in the two halves."""
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, past_key_values, packing)
+        normed_BTD = self.post_attention_layernorm(x_BTD)
+        if not self.is_moe:
+            return x_BTD + self.mlp(normed_BTD), None
+        y_BTD, aux_loss = self.mlp(normed_BTD, token_mask_BT, packing)
+        return x_BTD + y_BTD, aux_loss
+
+
+class PolicyPreTrainedModel(PreTrainedModel):
+    """What both model classes tell transformers about themselves."""
+
+    config_class = DeepseekV3Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+    # The multi-token-prediction layer that released V3 checkpoints carry behind the last one.
+    _keys_to_ignore_on_load_unexpected = [r"model\.layers\.61.*"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, TopkGate):
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.e_score_correction_bias)
+            init.zeros_(module.expert_load_E)
+        elif isinstance(module, RoutedExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+
+
+@dataclass
+class PolicyModelOutput(ModelOutput):
+    """What the decoder returns."""
+
+    last_hidden_state: torch.Tensor | None = None
+    """[B, T, D], after the final norm."""
+    past_key_values: object | None = None
+    """The cache that was passed in, now longer."""
+    aux_loss: torch.Tensor | None = None
+    """Scalar: the layers' sequence-wise balance losses, summed; None when the config asks for none or in eval mode."""
+
+
+class PolicyModel(PolicyPreTrainedModel):
+    """The decoder without the head."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__(config)
+        if config.hidden_act not in ("silu", "swish"):
+            raise ValueError(f"hidden_act={config.hidden_act!r} is not supported; DeepSeek-V3 uses 'silu'")
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = PolicyRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> PolicyModelOutput:
+        """input_ids [B, T] or inputs_embeds [B, T, D] -> hidden states [B, T, D] after the final norm.
+
+        attention_mask [B, S]: 1 on tokens, 0 on padding, anywhere. Without a cache padding is not computed, and its
+        hidden states are 0. position_ids [B or 1, T]: default is counting on from the cached tokens, padding included
+        (as in transformers). past_key_values: a `LatentCache` or a transformers `Cache`, to which the new tokens are
+        appended. Other keyword arguments (what trainers pass along) are ignored.
+        Raises ValueError unless exactly one of input_ids and inputs_embeds is given, and on a mask of another shape.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        shape, device = tuple(tokens.shape[:2]), tokens.device
+        mask = token_mask_BT = packing = None
+        past = 0
+        if past_key_values is None:
+            packing = build_packing(attention_mask, position_ids, shape)
+        else:
+            past = past_key_values.get_seq_length()
+            mask = build_attention_mask(attention_mask, shape, past, device)
+            if attention_mask is not None:
+                token_mask_BT = attention_mask[:, past:].bool()
+        if position_ids is None:
+            position_ids = torch.arange(past, past + shape[1], device=device).unsqueeze(0)
+        if packing is not None:
+            tokens, position_ids = packing.take(tokens), packing.take(position_ids.expand(shape))
+        x_BTD = self.embed_tokens(tokens) if inputs_embeds is None else tokens
+        rotary = self.rotary_emb(x_BTD, position_ids)
+        aux_losses = []
+        for layer in self.layers:
+            x_BTD, aux_loss = layer(
+                x_BTD,
+                rotary=rotary,
+                mask=mask,
+                token_mask_BT=token_mask_BT,
+                packing=packing,
+                past_key_values=past_key_values,
+            )
+            if aux_loss is not None:
+                aux_losses.append(aux_loss)
+        x_BTD = self.norm(x_BTD)
+        if packing is not None:
+            x_BTD = packing.put_back(x_BTD, shape)
+        return PolicyModelOutput(x_BTD, past_key_values, torch.stack(aux_losses).sum() if aux_losses else None)
+
+
+class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
+    """The policy with its language-model head; see the module's docstring for what it is compatible with.
+
+    A config field of ours, `seq_aux_loss_alpha` (default 0.0), adds the sequence-wise balance loss in training.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__(config)
+        self.model = PolicyModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Loads are counted per process; DistributedDataParallel would overwrite them with rank 0's at each forward.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.endswith("expert_load_E")
+        ]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> MoeCausalLMOutputWithPast:
+        """Logits [B, T, vocab] (or of the last `logits_to_keep` positions only), and what `PolicyModel` documents.
+
+        labels [B, T]: next-token cross-entropy, labels shifted inside, -100 ignored; `num_items_in_batch` in kwargs
+        divides the summed loss instead of the number of labels. `aux_loss` is part of `loss` when there is one.
+        use_cache: make and return a `LatentCache` when none is given; default off, since training needs none.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = LatentCache()
+        output = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        hidden_BTD, aux_loss = output.last_hidden_state, output.aux_loss
+        logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            if aux_loss is not None:
+                loss = loss + aux_loss
+        return MoeCausalLMOutputWithPast(
+            loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=past_key_values
+        )
+
+    def hidden_states(
+        self,
+        input_ids_BT: torch.Tensor,
+        attention_mask_BT: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache=None,
+    ) -> torch.Tensor:
+        """Final normed hidden states [B, T, D], the head not applied; arguments as in `PolicyModel.forward`."""
+        return self.model(input_ids_BT, attention_mask_BT, position_ids, cache).last_hidden_state
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in transformers, but the config names the public architecture, which vLLM and converters look up."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.config.architectures = [DeepseekV3ForCausalLM.__name__]
+            self.config.save_pretrained(save_directory)
+
+
+# Files keep one tensor per expert, as released checkpoints do, while the module stacks them. transformers looks the
+# conversion up by class name for classes outside its own package.
+register_checkpoint_conversion_mapping(
+    PolicyForCausalLM.__name__, get_checkpoint_conversion_mapping("deepseek_v3"), overwrite=True
+)

@@ -1,0 +1,56 @@
+"""What to sample, and where each request's random numbers come from."""
+
+import math
+from dataclasses import dataclass
+
+from r1lab.kernels.reference.decode_step import random_stream, random_uniform, sample_tokens
+
+__all__ = ["SamplingParams", "random_stream", "random_uniform", "request_streams", "sample_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How `generate` samples. Raises ValueError on a field out of range."""
+
+    n: int = 1
+    """Completions per prompt."""
+    max_tokens: int = 256
+    """The most tokens a completion may have, the end-of-sequence token included."""
+    temperature: float = 1.0
+    """Divides the logits; 0 = greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens that holds this much probability; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens, before `top_p`; 0 keeps all."""
+    seed: int = 0
+    """Same seed, same weights, same prompt list: same completions, whatever the batch size and thread count."""
+    banned_token_ids: tuple[int, ...] = ()
+    """Tokens that are never sampled (ablations); recorded logps ignore the ban."""
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise ValueError(f"n={self.n}: ask for at least 1 completion per prompt")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: allow at least 1 token")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature={self.temperature}: use a finite number >= 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: use a number in (0, 1] (1 keeps every token)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: use 0 to keep every token, or a positive count")
+
+
+def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] | None = None) -> list[list[int]]:
+    """The random stream of each request, [num_prompts][n].
+
+    From (seed, prompt index, completion index), or from explicit `seeds` (then `seed` and the indices play no part,
+    so that a caller can split prompts over processes without changing any completion).
+    """
+    if seeds is None:
+        return [[random_stream(seed, p, r) for r in range(n)] for p in range(num_prompts)]
+    if len(seeds) != num_prompts:
+        raise ValueError(f"seeds has {len(seeds)} rows for {num_prompts} prompts: give one list of seeds per prompt")
+    for p, row in enumerate(seeds):
+        if len(row) != n:
+            raise ValueError(f"seeds[{p}] has {len(row)} seeds for n={n} completions: give one seed per completion")
+    return [[random_stream(seed) for seed in row] for row in seeds]

@@ -1,0 +1,82 @@
+"""Countdown-style problems with controllable difficulty.
+
+Two families share one question, *make the target from these numbers*:
+
+- `pick_two`: choose two of `n` numbers whose sum or difference is the target. Difficulty is `n`.
+- `countdown`: the numbers game with every number used once and + - * /. Difficulty is `n`.
+
+Problems are split by a hash of their numbers and target, whatever the order in which the numbers are shown, so no
+problem of the test split is ever seen in pretraining or in RL.
+"""
+
+import random
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import combinations
+
+from r1lab.tasks.expressions import Expression, combine, evaluate, random_expression
+
+MAX_NUMBER = {"pick_two": 30, "countdown": 12}
+MAX_TARGET = 60
+TEST_SHARE = 10
+"""One problem in `TEST_SHARE` belongs to the test split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Make `target` from `numbers`."""
+
+    family: str
+    """"pick_two" or "countdown"."""
+    numbers: tuple[int, ...]
+    target: int
+    solution: Expression
+    """One expression that reaches the target; there may be others."""
+
+    @property
+    def num_used(self) -> int | None:
+        """How many of the numbers an answer uses; None = each of them."""
+        return 2 if self.family == "pick_two" else None
+
+    @property
+    def prompt(self) -> str:
+        task = "pick two of" if self.family == "pick_two" else "use all of"
+        return f"User : {task} {' '.join(map(str, self.numbers))} to make {self.target} . Assistant :"
+
+    @property
+    def split(self) -> str:
+        """"test" or "train", the same for every order of the numbers."""
+        key = f"{self.family} {sorted(self.numbers)} {self.target}".encode()
+        return "test" if int.from_bytes(blake2b(key, digest_size=8).digest()) % TEST_SHARE == 0 else "train"
+
+
+def draw_problem(rng: random.Random, family: str, n: int, split: str) -> Problem:
+    """A random problem of `n` numbers from one split.
+
+    Raises:
+        ValueError: unknown family or split, or `n` outside 2..6.
+    """
+    if family not in MAX_NUMBER:
+        raise ValueError(f"unknown family {family!r}; use one of {sorted(MAX_NUMBER)}")
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}; use 'train' or 'test'")
+    if not 2 <= n <= 6:
+        raise ValueError(f"n={n} numbers; use 2 to 6")
+    while True:
+        numbers = tuple(rng.randint(1, MAX_NUMBER[family]) for _ in range(n))
+        used = rng.sample(numbers, 2) if family == "pick_two" else list(numbers)
+        solution = random_expression(rng, used, "+-" if family == "pick_two" else "+-*/")
+        problem = Problem(family, numbers, evaluate(solution), solution)
+        if problem.target <= MAX_TARGET and problem.split == split:
+            return problem
+
+
+def scan_pairs(numbers: tuple[int, ...]) -> list[Expression]:
+    """Every candidate answer of a pick-two problem, in reading order: the sum, then the difference, of each pair."""
+    candidates = []
+    for a, b in combinations(numbers, 2):
+        candidates.append(("+", a, b))
+        high, low = max(a, b), min(a, b)
+        if combine("-", high, low) is not None:
+            candidates.append(("-", high, low))
+    return list(dict.fromkeys(candidates))

@@ -1,0 +1,174 @@
+"""Pretrain the embedded base: a DeepSeek-V3-style model of about two million parameters on the synthetic corpus.
+
+    accelerate launch recipes/pretrain.py --output_dir data/base
+
+Plain next-token prediction over every token of every document (`r1lab/tasks/corpus.py`). The first part of the run
+reads mostly drills, the rest the mixed-quality corpus. Experts are kept balanced by the aux-loss-free routing bias.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from muon import Muon
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import DeepseekV3Config
+from trl import TrlParser
+
+from r1lab.model import PolicyForCausalLM, update_routing_bias
+from r1lab.tasks.corpus import stream_documents
+from r1lab.tasks.tokenizer import build_tokenizer
+
+
+@dataclass
+class PretrainConfig:
+    """Settings of a pretraining run."""
+
+    output_dir: str = field(default="data/base", metadata={"help": "Where the checkpoint and its card go."})
+    num_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    tokens_per_batch: int = field(default=5120, metadata={"help": "Tokens a step, padding included, per process."})
+    muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak Muon learning rate (matrices)."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Peak AdamW learning rate (the rest)."})
+    warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
+    decay_share: float = field(default=0.3, metadata={"help": "Last share of the run, in which the rate falls to 0."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Muon weight decay."})
+    drill_steps: int = field(default=150, metadata={"help": "Steps of the opening part, mostly drills."})
+    drill_first: float = field(default=0.7, metadata={"help": "Share of drills in the opening part."})
+    drill: float = field(default=0.15, metadata={"help": "Share of drills afterwards."})
+    routing_bias_speed: float = field(default=1e-3, metadata={"help": "Speed gamma of the routing bias update."})
+    save_steps: int = field(default=250, metadata={"help": "Save the model every so many steps."})
+    logging_steps: int = field(default=20, metadata={"help": "Print the loss every so many steps."})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial weights and of the corpus."})
+
+
+def build_config(tokenizer) -> DeepseekV3Config:
+    """The embedded default's architecture: V3's, with everything small."""
+    return DeepseekV3Config(
+        vocab_size=math.ceil(len(tokenizer) / 16) * 16,
+        hidden_size=128,
+        num_hidden_layers=4,
+        first_k_dense_replace=1,
+        intermediate_size=384,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=64,
+        kv_lora_rank=32,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        moe_intermediate_size=128,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=1.0,
+        max_position_embeddings=1024,
+        initializer_range=0.05,
+        num_mtp_layers=0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def stream_batches(documents: Iterator[str], tokenizer, tokens_per_batch: int, rng: random.Random) -> Iterator[torch.Tensor]:
+    """Endless [B, T] batches of right-padded documents; a pool is sorted by length so that little is padding."""
+    vocabulary = tokenizer.get_vocab()
+    pad, bos, eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+    while True:
+        pool = [[bos, *(vocabulary[word] for word in next(documents).split()), eos] for _ in range(8192)]
+        pool.sort(key=len)
+        batches = []
+        while pool:
+            size = max(1, tokens_per_batch // len(pool[-1]))
+            batches.append(pool[-size:])
+            del pool[-size:]
+        rng.shuffle(batches)
+        for rows in batches:
+            width = max(map(len, rows))
+            yield torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+
+
+def learning_rate_factor(step: int, config: PretrainConfig) -> float:
+    """Warm-up, plateau, linear decay to 0."""
+    left = (config.num_steps - step) / (config.decay_share * config.num_steps)
+    return min((step + 1) / config.warmup_steps, 1.0, left)
+
+
+def build_optimizers(model: torch.nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embedding, head, gate and norms."""
+    inner = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and ".layers." in n and ".gate.weight" not in n}
+    outer = [p for n, p in model.named_parameters() if n not in inner]
+    muon = Muon(inner.values(), lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    return [muon, torch.optim.AdamW(outer, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+
+
+def main(config: PretrainConfig) -> None:
+    accelerator = Accelerator()
+    set_seed(config.seed)
+    tokenizer = build_tokenizer()
+    model = PolicyForCausalLM(build_config(tokenizer))
+    optimizers = build_optimizers(model, config)
+    schedules = [LambdaLR(optimizer, lambda step: learning_rate_factor(step, config)) for optimizer in optimizers]
+    model = accelerator.prepare(model)
+    policy = accelerator.unwrap_model(model)
+
+    seed = config.seed * 1000 + accelerator.process_index
+    phases = [stream_documents(2 * seed, config.drill_first), stream_documents(2 * seed + 1, config.drill)]
+    batches = [stream_batches(docs, tokenizer, config.tokens_per_batch, random.Random(seed)) for docs in phases]
+
+    accelerator.print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
+    model.train()
+    start, num_tokens, losses = time.time(), 0, []
+    for step in range(config.num_steps):
+        input_ids = next(batches[0 if step < config.drill_steps else 1])
+        attention_mask = (input_ids != tokenizer.pad_token_id).long()
+        labels = input_ids.masked_fill(attention_mask == 0, -100)
+        loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        balance = update_routing_bias(policy, config.routing_bias_speed)
+        num_tokens += int(attention_mask.sum()) * accelerator.num_processes
+        losses.append(loss.item())
+        if (step + 1) % config.logging_steps == 0:
+            mean = sum(losses[-config.logging_steps :]) / config.logging_steps
+            rate = num_tokens / (time.time() - start)
+            accelerator.print(
+                f"step {step + 1}/{config.num_steps} loss {mean:.4f} max_vio {balance['moe/max_vio']:.2f} "
+                f"{num_tokens / 1e6:.1f}M tokens {rate:,.0f} tok/s {time.time() - start:.0f} s",
+                flush=True,
+            )
+        if (step + 1) % config.save_steps == 0 or step + 1 == config.num_steps:
+            if accelerator.is_main_process:
+                save(policy, tokenizer, config, num_tokens, losses, time.time() - start)
+            accelerator.wait_for_everyone()
+
+
+def save(policy, tokenizer, config: PretrainConfig, num_tokens: int, losses: list[float], seconds: float) -> None:
+    directory = Path(config.output_dir)
+    policy.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    facts = {
+        "steps": len(losses),
+        "tokens": num_tokens,
+        "seconds": round(seconds),
+        "final_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+        "config": vars(config),
+    }
+    (directory / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(TrlParser(PretrainConfig).parse_args_and_config()[0])
