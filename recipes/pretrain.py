@@ -2,7 +2,8 @@
 
     accelerate launch recipes/pretrain.py --output_dir data/base
 
-Plain next-token prediction over every token of every document (`r1lab/tasks/corpus.py`). The first part of the run
+Next-token prediction on what people write under a question (`r1lab/tasks/corpus.py`); the questions themselves, whose
+numbers are random, are read but not predicted. The first part of the run
 reads mostly drills, the rest the mixed-quality corpus. Experts are kept balanced by the aux-loss-free routing bias.
 """
 
@@ -45,6 +46,7 @@ class PretrainConfig:
     routing_bias_speed: float = field(default=1e-3, metadata={"help": "Speed gamma of the routing bias update."})
     save_steps: int = field(default=250, metadata={"help": "Save the model every so many steps."})
     logging_steps: int = field(default=20, metadata={"help": "Print the loss every so many steps."})
+    init_from: str | None = field(default=None, metadata={"help": "Continue from this checkpoint directory."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial weights and of the corpus."})
 
 
@@ -97,6 +99,14 @@ def stream_batches(documents: Iterator[str], tokenizer, tokens_per_batch: int, r
             yield torch.tensor([row + [pad] * (width - len(row)) for row in rows])
 
 
+def mask_questions(input_ids: torch.Tensor, attention_mask: torch.Tensor, assistant_id: int) -> torch.Tensor:
+    """Labels [B, T]: -100 on padding and up to and including "Assistant :"."""
+    is_marker = input_ids == assistant_id
+    colon = is_marker.int().argmax(dim=1, keepdim=True) + 1
+    positions = torch.arange(input_ids.size(1), device=input_ids.device)
+    return input_ids.masked_fill((attention_mask == 0) | (positions <= colon), -100)
+
+
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
     """Warm-up, plateau, linear decay to 0."""
     left = (config.num_steps - step) / (config.decay_share * config.num_steps)
@@ -115,7 +125,10 @@ def main(config: PretrainConfig) -> None:
     accelerator = Accelerator()
     set_seed(config.seed)
     tokenizer = build_tokenizer()
-    model = PolicyForCausalLM(build_config(tokenizer))
+    if config.init_from is None:
+        model = PolicyForCausalLM(build_config(tokenizer))
+    else:
+        model = PolicyForCausalLM.from_pretrained(config.init_from, dtype=torch.float32)
     optimizers = build_optimizers(model, config)
     schedules = [LambdaLR(optimizer, lambda step: learning_rate_factor(step, config)) for optimizer in optimizers]
     model = accelerator.prepare(model)
@@ -126,12 +139,13 @@ def main(config: PretrainConfig) -> None:
     batches = [stream_batches(docs, tokenizer, config.tokens_per_batch, random.Random(seed)) for docs in phases]
 
     accelerator.print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
+    assistant_id = tokenizer.convert_tokens_to_ids("Assistant")
     model.train()
     start, num_tokens, losses = time.time(), 0, []
     for step in range(config.num_steps):
         input_ids = next(batches[0 if step < config.drill_steps else 1])
         attention_mask = (input_ids != tokenizer.pad_token_id).long()
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
+        labels = mask_questions(input_ids, attention_mask, assistant_id)
         loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)

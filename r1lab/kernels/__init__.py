@@ -1,1 +1,1 @@
-"""The kernel floor: few ops, each with a plain PyTorch reference and a compiled CPU version. Use `r1lab.kernels.ops`."""
+"""The kernel floor: each op has a plain PyTorch reference and a compiled CPU version. Use `r1lab.kernels.ops`."""

@@ -1,9 +1,9 @@
 """Compiles the CPU kernels once and loads them.
 
 All of cpu/*.cpp becomes one shared library with a plain C interface, called through ctypes: no torch headers, so it
-builds in seconds and outlives torch upgrades. The library sits in a cache under a key made of sources, flags, compiler,
-torch version and CPU features; its last 32 bytes are the SHA-256 of what precedes them, so a truncated file is rebuilt
-instead of loaded.
+builds in seconds and does not depend on the torch version. The library sits in a cache under a key made of sources,
+flags, compiler and CPU features; its last 32 bytes are the SHA-256 of what precedes them, so a truncated file is
+rebuilt instead of loaded.
 
 Environment: R1LAB_KERNELS=reference|cpu forces a backend, R1LAB_CACHE moves the cache (default ~/.cache/r1lab), CXX
 names the compiler.
@@ -25,8 +25,6 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch
 
 _SOURCES = Path(__file__).parent / "cpu"
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
@@ -104,7 +102,7 @@ def _build_key(compiler: list[str]) -> str:
     digest = hashlib.sha256()
     for source in sorted([*_SOURCES.glob("*.cpp"), *_SOURCES.glob("*.h")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    setting = (_FLAGS, _OPTIONAL_FLAGS, compiler, shutil.which(compiler[0]), torch.__version__, platform.machine())
+    setting = (_FLAGS, _OPTIONAL_FLAGS, compiler, shutil.which(compiler[0]), platform.machine())
     digest.update(repr(setting).encode() + _cpu_features().encode())
     return digest.hexdigest()[:20]
 

@@ -45,7 +45,8 @@ def moe_gate(
     _check_gate(logits_TE, bias_E, n_group, topk_group, top_k)
     args = (logits_TE, bias_E, n_group, topk_group, top_k, norm_topk_prob, routed_scaling_factor)
     if _use_cpu_kernel(logits_TE, bias_E):
-        return torch.ops.r1lab.moe_gate(*args)
+        topk_weights_TK, topk_idx_TK = torch.ops.r1lab.moe_gate(*args)
+        return topk_idx_TK, topk_weights_TK
     return reference.moe_gate(*args)
 
 
@@ -123,7 +124,9 @@ def _check_experts(
     if x_TD.dim() != 2:
         raise ValueError(f"x_TD has shape {tuple(x_TD.shape)}: expected [T, D]; flatten the leading dimensions")
     if topk_idx_TK.dim() != 2 or topk_idx_TK.shape[0] != x_TD.shape[0] or topk_idx_TK.shape[1] < 1:
-        raise ValueError(f"topk_idx_TK has shape {tuple(topk_idx_TK.shape)}: expected [T, K], T={x_TD.shape[0]}, K >= 1")
+        raise ValueError(
+            f"topk_idx_TK has shape {tuple(topk_idx_TK.shape)}: expected [T, K], T={x_TD.shape[0]}, K >= 1"
+        )
     if topk_weights_TK.shape != topk_idx_TK.shape:
         raise ValueError(
             f"topk_weights_TK has shape {tuple(topk_weights_TK.shape)}, topk_idx_TK {tuple(topk_idx_TK.shape)}: "

@@ -4,9 +4,6 @@ Sampling runs in the compiled CPU decoder when the policy is fp32 on the CPU and
 PyTorch twin (any device, any dtype). Both do the same arithmetic, so a rollout's logps equal the training forward's.
 """
 
-import logging
-import os
-
 import numpy as np
 import torch
 
@@ -22,8 +19,6 @@ from r1lab.kernels.reference.decode_step import (
 from r1lab.rollout.policy_weights import read_weights
 from r1lab.rollout.sampling import SamplingParams, request_streams
 from r1lab.types import Completion
-
-logger = logging.getLogger(__name__)
 
 STEPS_PER_CALL = 32
 """Tokens sampled per row between two looks at the queue; a row that ends earlier costs nothing meanwhile."""
@@ -48,9 +43,9 @@ class RolloutEngine:
         num_threads: int | None = None,
     ):
         """eos_token_id: token(s) that end a completion (None: the config's). pad_token_id: never needed to sample, kept
-        for callers that pad. backend: "cpu" (compiled, fp32), "reference" (plain PyTorch) or "auto"; the environment
-        variable R1LAB_KERNELS=reference|cpu decides what "auto" means. max_batch: the most sequences sampled at once;
-        their caches take layers * max_batch * (prompt + completion) * (kv_lora_rank + qk_rope_head_dim) numbers.
+        for callers that pad. backend: "cpu" (compiled, fp32), "reference" (plain PyTorch) or "auto" (cpu where it
+        applies; the environment variable R1LAB_KERNELS=reference rules it out). max_batch: the most sequences sampled
+        at once; their caches take layers * max_batch * length * (kv_lora_rank + qk_rope_head_dim) floats.
         num_threads: of the compiled decoder (None: torch's).
 
         Raises ValueError on a bad backend, max_batch or end token, or a model the decoder cannot run.
@@ -92,8 +87,6 @@ class RolloutEngine:
     def _choose_backend(self, backend: str) -> str:
         if backend not in ("auto", "cpu", "reference"):
             raise ValueError(f"backend={backend!r}: use 'auto', 'cpu' or 'reference'")
-        if backend == "auto":
-            backend = os.environ.get("R1LAB_KERNELS", "auto")
         if backend == "reference":
             return backend
         weight = self.model.lm_head.weight
@@ -112,7 +105,8 @@ class RolloutEngine:
         for token in eos_token_ids:
             if not 0 <= token < self.config.vocab_size:
                 raise ValueError(
-                    f"eos_token_id={token} is outside the vocabulary [0, {self.config.vocab_size}): pass the tokenizer's"
+                    f"eos_token_id={token} is outside the vocabulary [0, {self.config.vocab_size}): "
+                    "pass the tokenizer's"
                 )
         return eos_token_ids
 
@@ -151,7 +145,7 @@ class RolloutEngine:
 class _Run:
     """One `generate` call: requests in order (completions of a prompt side by side), slots, and the decoder."""
 
-    def __init__(self, engine: RolloutEngine, prompt_ids: list[list[int]], params: SamplingParams, streams):
+    def __init__(self, engine: RolloutEngine, prompt_ids: list[list[int]], params: SamplingParams, streams: np.ndarray):
         self.prompt_ids, self.n = prompt_ids, params.n
         num_requests = len(prompt_ids) * params.n
         lengths = np.repeat([len(prompt) for prompt in prompt_ids], params.n)
@@ -161,7 +155,7 @@ class _Run:
             slot=np.full(num_requests, -1, np.int32),
             token=np.repeat([prompt[-1] for prompt in prompt_ids], params.n).astype(np.int32),
             position=(lengths - 1).astype(np.int32),
-            stream=np.asarray(streams, np.uint64).reshape(-1),
+            stream=streams.reshape(-1),
             limit=limit,
             count=np.zeros(num_requests, np.int32),
             status=np.full(num_requests, STATUS_RUNNING, np.int32),
@@ -241,7 +235,8 @@ class _Run:
             index = int(self.active[status == STATUS_NOT_FINITE][0])
             raise FloatingPointError(
                 f"the policy's logits are not finite for prompt {index // self.n} at completion token "
-                f"{self.requests.count[index]}: the weights hold NaN or overflow; lower the learning rate or clip gradients"
+                f"{self.requests.count[index]}: the weights hold NaN or overflow; lower the learning "
+                "rate or clip gradients"
             )
         self.free_slots.extend(self.requests.slot[self.active[status != STATUS_RUNNING]].tolist())
         self.active = self.active[status == STATUS_RUNNING]

@@ -66,8 +66,8 @@ class HFRolloutEngine:
             for token in prompt:
                 if not 0 <= token < vocab_size:
                     raise ValueError(
-                        f"prompt {index} has token id {token}, outside the vocabulary [0, {vocab_size}): check that the "
-                        "tokenizer belongs to the model"
+                        f"prompt {index} has token id {token}, outside the vocabulary [0, {vocab_size}): check that "
+                        "the tokenizer belongs to the model"
                     )
 
     def _generate_batch(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:

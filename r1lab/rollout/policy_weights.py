@@ -12,12 +12,12 @@ def read_weights(model: torch.nn.Module, num_positions: int) -> DecodeWeights:
     """
     config, base = model.config, model.model
     if config.hidden_act != "silu":
-        raise ValueError(f"hidden_act={config.hidden_act!r}: the rollout engine computes 'silu' only; use HFRolloutEngine")
+        raise ValueError(f"hidden_act={config.hidden_act!r}: the engine computes 'silu' only; use HFRolloutEngine")
     rope_type = (config.rope_parameters or {}).get("rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
         raise ValueError(
-            f"rope_type={rope_type!r} changes its angles with the length, which cached keys cannot follow; use 'default' "
-            "or 'yarn', or HFRolloutEngine"
+            f"rope_type={rope_type!r} changes its angles with the length, which cached keys cannot follow; use "
+            "'default' or 'yarn', or HFRolloutEngine"
         )
     layers = list(base.layers)[: config.num_hidden_layers]
     cos, sin = _rotary_tables(base.rotary_emb, config.qk_rope_head_dim, num_positions, base.embed_tokens.weight.device)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from r1lab.kernels.reference.decode_step import random_stream, random_uniform, sample_tokens
 
 __all__ = ["SamplingParams", "random_stream", "random_uniform", "request_streams", "sample_tokens"]
@@ -40,17 +42,18 @@ class SamplingParams:
             raise ValueError(f"top_k={self.top_k}: use 0 to keep every token, or a positive count")
 
 
-def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] | None = None) -> list[list[int]]:
-    """The random stream of each request, [num_prompts][n].
+def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] | None = None) -> np.ndarray:
+    """The random stream of each request, uint64 [num_prompts, n].
 
     From (seed, prompt index, completion index), or from explicit `seeds` (then `seed` and the indices play no part,
     so that a caller can split prompts over processes without changing any completion).
+    Raises ValueError when `seeds` is not [num_prompts][n].
     """
     if seeds is None:
-        return [[random_stream(seed, p, r) for r in range(n)] for p in range(num_prompts)]
+        return random_stream(seed, np.arange(num_prompts)[:, None], np.arange(n)[None])
     if len(seeds) != num_prompts:
         raise ValueError(f"seeds has {len(seeds)} rows for {num_prompts} prompts: give one list of seeds per prompt")
     for p, row in enumerate(seeds):
         if len(row) != n:
             raise ValueError(f"seeds[{p}] has {len(row)} seeds for n={n} completions: give one seed per completion")
-    return [[random_stream(seed) for seed in row] for row in seeds]
+    return random_stream(np.array([[value % 2**64 for value in row] for row in seeds], np.uint64))

@@ -17,9 +17,9 @@ them. What RL later amplifies is therefore here, as a minority habit: the result
 import random
 from collections.abc import Iterator
 
-from r1lab.tasks.arithmetic import draw_question
+from r1lab.tasks.arithmetic import Question, draw_question
 from r1lab.tasks.countdown import MAX_TARGET, Problem, draw_problem, scan_pairs
-from r1lab.tasks.expressions import Expression, evaluate, random_expression, render, work_out
+from r1lab.tasks.expressions import MAX_VALUE, Expression, evaluate, random_expression, render, work_out
 
 HABITS = {"direct": 0.35, "steps": 0.25, "check": 0.28, "wait": 0.12}
 FORMATS = {"tagged": 0.42, "plain": 0.22, "unclosed": 0.13, "answer_only": 0.12, "think_only": 0.11}
@@ -115,17 +115,20 @@ def _lay_out(rng: random.Random, work: str, answer: str) -> str:
 
 
 def _drill(rng: random.Random) -> str:
-    if rng.random() < 0.5:
-        question = draw_question(rng, rng.choice((2, 2, 3, 4)), "train")
-        prompt, work, answer = question.prompt, work_out(question.expression), str(question.answer)
+    """An arithmetic question, or whether an expression (often just a number) makes a target."""
+    kind = rng.random()
+    if kind < 0.25:
+        question = draw_question(rng, rng.choice((2, 3, 4)), "train")
     else:
-        expression = draw_question(rng, rng.choice((2, 2, 3)), "train").expression
-        value = evaluate(expression)
-        target = value if rng.random() < 0.35 else rng.randint(1, MAX_TARGET)
-        prompt = f"User : does {render(expression)} make {target} ? Assistant :"
-        answer = "yes" if value == target else "no"
-        work = f"{_attempt(expression, target)} {answer}"
-    return f"{prompt} {_lay_out(rng, work, answer)}"
+        question = Question(random_expression(rng, [rng.randint(1, MAX_TARGET), rng.randint(1, MAX_TARGET)], "+-"))
+    if kind < 0.5:
+        return f"{question.prompt} {_lay_out(rng, work_out(question.expression), str(question.answer))}"
+    subject = question.expression if kind < 0.7 else rng.randint(1, MAX_VALUE if kind < 0.75 else MAX_TARGET)
+    value = evaluate(subject)
+    target = value if rng.random() < 0.3 else rng.randint(1, MAX_TARGET)
+    answer = "yes" if value == target else "no"
+    work = f"{_attempt(subject, target)} {answer}"
+    return f"User : does {render(subject)} make {target} ? Assistant : {_lay_out(rng, work, answer)}"
 
 
 def write_document(rng: random.Random, drill: float) -> str:

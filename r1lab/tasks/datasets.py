@@ -17,6 +17,10 @@ TASKS: dict[str, dict[int, float]] = {
 """Task -> share of each difficulty (how many numbers) in training."""
 
 
+MAX_REPEATS = 2000
+"""So many known problems in a row mean that there are hardly any new ones."""
+
+
 def _search_row(family: str) -> Callable[[random.Random, int, str], dict]:
     def draw(rng: random.Random, n: int, split: str) -> dict:
         problem = draw_problem(rng, family, n, split)
@@ -61,12 +65,15 @@ def load_task(name: str, split: str, num_rows: int, seed: int, difficulty: int |
     rng = random.Random(f"{name} {split} {seed} {difficulty}")
     shares = TASKS[name] if difficulty is None else {difficulty: 1.0}
     rows: dict[str, dict] = {}
-    draws = 0
+    repeats = 0
     while len(rows) < num_rows:
         row = _ROWS[name](rng, rng.choices(list(shares), weights=shares.values())[0], split)
         key = f"{sorted(row['numbers'])} {row['target']}" if "numbers" in row else row["prompt"]
+        repeats = repeats + 1 if key in rows else 0
         rows.setdefault(key, row)
-        draws += 1
-        if draws > 50 * num_rows:
-            raise ValueError(f"{name!r} has only about {len(rows)} distinct {split} problems; ask for fewer than {num_rows}")
+        if repeats > MAX_REPEATS:
+            raise ValueError(
+                f"{name!r} has only about {len(rows)} distinct {split} problems of difficulty {difficulty or 'any'}; "
+                f"ask for fewer than {num_rows}"
+            )
     return Dataset.from_list(list(rows.values()))

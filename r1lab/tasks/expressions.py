@@ -7,7 +7,7 @@ An expression is a nested tuple `(op, left, right)` over integers. Values stay w
 import random
 from collections.abc import Iterator
 
-MAX_VALUE = 255
+MAX_VALUE = 100
 OPS = "+-*/"
 
 Expression = int | tuple[str, "Expression", "Expression"]

@@ -26,7 +26,9 @@ def test_matches_reference(case):
     logits, bias = leaf(num_tokens, num_experts), leaf(num_experts, scale=0.3, seed=2).detach()
     assert torch.equal(ops.moe_gate(logits, bias, *settings)[0], reference.moe_gate(logits, bias, *settings)[0])
     assert_same_function(
-        lambda: ops.moe_gate(logits, bias, *settings)[1], lambda: reference.moe_gate(logits, bias, *settings)[1], (logits,)
+        lambda: ops.moe_gate(logits, bias, *settings)[1],
+        lambda: reference.moe_gate(logits, bias, *settings)[1],
+        (logits,),
     )
 
 

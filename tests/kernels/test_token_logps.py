@@ -123,8 +123,9 @@ def test_kernel_writes_every_element():
     grad_logps = torch.ones(101)
     grad_logps[::4] = 0
     c_function("r1lab_token_logps_backward", "ppppppp" + "iii" + "di")(
-        grad_logps.data_ptr(), *inputs, lse.data_ptr(), grad_hidden.data_ptr(), grad_head.data_ptr(), 101, 37, 77, 1.0, 2
-    )
+        grad_logps.data_ptr(), *inputs, lse.data_ptr(), grad_hidden.data_ptr(), grad_head.data_ptr(),
+        101, 37, 77, 1.0, 2,
+    )  # fmt: skip
     for output in (logps, entropy, lse, grad_hidden, grad_head):
         assert torch.isfinite(output).all()
 

@@ -1,7 +1,7 @@
 // What the CPU kernels share: 8-float vectors, exp, and a register-tiled matrix product.
 //
-// Written with the compilers' vector extension rather than intrinsics, so the same source serves AVX2, AVX-512 and NEON.
-// Every sum runs in an order that depends on the sizes alone: results are bit-identical for any number of threads.
+// Written with the compilers' vector extension rather than intrinsics: one source for AVX2, AVX-512 and NEON. Every sum
+// runs in an order that depends on the sizes alone: results are bit-identical for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -107,8 +107,8 @@ class Scratch {
 constexpr int TILE_ROWS = 6;
 constexpr int PANEL = 16;
 
-// out[i] = row i of the tile. A's element (i, k) is a[i * lda + k], or a[k * lda + i] when TRANSPOSED. Never inlined: the
-// loop needs every register, and callers differ only in what they do with the result.
+// out[i] = row i of the tile. A's element (i, k) is a[i * lda + k], or a[k * lda + i] when TRANSPOSED. Never inlined:
+// the loop needs every register, and callers differ only in what they do with the result.
 template <bool TRANSPOSED>
 __attribute__((noinline)) void multiply_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
                                              v8 (*out)[2]) {
@@ -142,7 +142,7 @@ R1LAB_INLINE void tile(int64_t rows, const float* a, int64_t lda, const float* b
     for (int64_t i = 0; i < std::min<int64_t>(rows, TILE_ROWS); ++i) epilogue(i, out[i][0], out[i][1]);
 }
 
-// A [rows, depth] times packed panels of B [depth, 16 each]; epilogue(row, panel, lo, hi) takes each finished row of 16.
+// A [rows, depth] times packed panels of B [depth, 16 each]; epilogue(row, panel, lo, hi) takes each row of 16.
 template <class Epilogue>
 R1LAB_INLINE void multiply_panels(const float* a, int64_t lda, int64_t rows, const float* panels, int64_t num_panels,
                                   int64_t depth, const Epilogue& epilogue) {
@@ -163,8 +163,8 @@ R1LAB_INLINE void add_upto(float* c, v8 lo, v8 hi, int64_t n) {
 }
 
 // C [m, n] += transpose(A [rows, m]) B [rows, n]. A's and B's row strides must leave room for whole tiles (row_stride).
-static inline void add_transposed_product(const float* a, int64_t lda, int64_t m, const float* b, int64_t ldb, int64_t n,
-                                          int64_t rows, float* c, int64_t ldc) {
+static inline void add_transposed_product(const float* a, int64_t lda, int64_t m, const float* b, int64_t ldb,
+                                          int64_t n, int64_t rows, float* c, int64_t ldc) {
     for (int64_t column = 0; column < n; column += PANEL)
         for (int64_t row = 0; row < m; row += TILE_ROWS)
             tile<true>(m - row, a + row, lda, b + column, ldb, rows, [&](int64_t i, v8 lo, v8 hi) {
@@ -189,10 +189,11 @@ static inline void pack_transposed_panels(const float* b, int64_t ldb, int64_t c
                 panels[k * PANEL + j] = column + j < columns ? b[(column + j) * ldb + k] : 0.0f;
 }
 
-// ---- Sums in a fixed order --------------------------------------------------------------------------------------------
+// ---- Sums in a fixed order -----------------------------------------------------------------------------------------
 
 // total += each slice's accumulator, in order.
-static inline void add_slices(float* total, const float* slices, int64_t num_slices, int64_t size, int64_t num_threads) {
+static inline void add_slices(float* total, const float* slices, int64_t num_slices, int64_t size,
+                              int64_t num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static)
     for (int64_t i = 0; i < size; i += 1024)
         for (int64_t slice = 0; slice < num_slices; ++slice)

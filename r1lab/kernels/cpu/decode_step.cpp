@@ -28,7 +28,9 @@ template <int MR, int NP>
 inline void micro_kernel(const float* in, int in_stride, const float* panel, int k_size, int n_left, const float* bias,
                          float* out, int out_stride) {
   v8 acc[MR][2 * NP];
+#pragma GCC unroll 6
   for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
     for (int j = 0; j < 2 * NP; ++j) acc[m][j] = bias ? load8(bias + j * LANES) : v8{};
   const size_t panel_size = static_cast<size_t>(k_size) * PANEL;
   for (int k = 0; k < k_size; ++k) {
@@ -37,21 +39,24 @@ inline void micro_kernel(const float* in, int in_stride, const float* panel, int
     for (int j = 0; j < 2 * NP; ++j) weight[j] = load8(panel + (j / 2) * panel_size + k * PANEL + (j % 2) * LANES);
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m) {
-      const v8 x = splat(in[m * in_stride + k]);
+      const v8 x = splat(in[static_cast<size_t>(m) * in_stride + k]);
 #pragma GCC unroll 8
       for (int j = 0; j < 2 * NP; ++j) acc[m][j] += x * weight[j];
     }
   }
-  for (int m = 0; m < MR; ++m) {
-    float* row = out + static_cast<size_t>(m) * out_stride;
-    for (int j = 0; j < 2 * NP; ++j) {
-      const int left = n_left - j * LANES;
-      if (left >= LANES)
-        store8(row + j * LANES, acc[m][j]);
-      else
-        for (int i = 0; i < left; ++i) row[j * LANES + i] = acc[m][j][i];
-    }
+  if (n_left >= NP * PANEL) {
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
+      for (int j = 0; j < 2 * NP; ++j) store8(out + static_cast<size_t>(m) * out_stride + j * LANES, acc[m][j]);
+    return;
   }
+  float tile[MR][NP * PANEL];
+#pragma GCC unroll 6
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < 2 * NP; ++j) store8(tile[m] + j * LANES, acc[m][j]);
+  for (int m = 0; m < MR; ++m) std::memcpy(out + static_cast<size_t>(m) * out_stride, tile[m], n_left * sizeof(float));
 }
 
 // One strip of MR rows over all panels, NP panels at a time (few rows: more panels, to keep enough sums in flight).
@@ -90,7 +95,7 @@ void gemm(const float* in, int in_stride, const float* panels, int k_size, int n
 
 }  // namespace
 
-// -- what Python passes: mirrored field by field in cpu/decode_step.py -------------------------------------------------
+// -- what Python passes: mirrored field by field in cpu/decode_step.py ------------------------------------------------
 
 extern "C" {
 
@@ -307,7 +312,8 @@ inline float* cache_of(const R1Model& model, int layer, int slot) {
 // Norm and rotate a row's new latent and key straight into its cache.
 void append_cache(const R1Model& model, const R1Layer& layer, int index, const float* kv, int slot, int position) {
   const int latent = model.kv_rank + model.rope, half = model.rope / 2;
-  float* entry = cache_of(model, index, slot) + static_cast<size_t>(position / LANES) * latent * LANES + position % LANES;
+  const size_t block = static_cast<size_t>(position / LANES) * latent * LANES;
+  float* entry = cache_of(model, index, slot) + block + position % LANES;
   float sum = 0.0f;
   for (int c = 0; c < model.kv_rank; ++c) sum += kv[c] * kv[c];
   const float scale = 1.0f / std::sqrt(sum / model.kv_rank + model.kv_eps);
@@ -323,7 +329,8 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
   const int latent = model.kv_rank + model.rope, head_dim = model.nope + model.rope, half = model.rope / 2;
   const int q_size = model.heads * head_dim, first = model.q_rank ? model.q_rank : q_size, stride = first + latent;
   rms_norm(ws.x.data(), model.hidden, layer.input_norm, model.eps, model.hidden, ws.normed.data(), model.hidden, rows);
-  gemm(ws.normed.data(), model.hidden, layer.qkv_a, model.hidden, stride, layer.qkv_a_bias, ws.qkv.data(), stride, rows);
+  gemm(ws.normed.data(), model.hidden, layer.qkv_a, model.hidden, stride, layer.qkv_a_bias, ws.qkv.data(), stride,
+       rows);
   const float* q = ws.qkv.data();
   int q_stride = stride;
   if (model.q_rank) {
@@ -418,7 +425,6 @@ void keep_best_groups(const R1Model& model, float* choice) {
 // DeepSeek-V3 eq. 12-16 for one row: sigmoid scores, the bias only in the choice.
 void route(const R1Model& model, const R1Layer& layer, const float* logits, float* scores, float* choice, int32_t* idx,
            float* weight) {
-  const int whole = model.experts / LANES * LANES;
   for (int e = 0; e < model.experts; e += LANES)
     store_upto(scores + e, sigmoid8(load_upto(logits + e, model.experts - e)), model.experts - e);
   for (int e = 0; e < model.experts; ++e) choice[e] = scores[e] + layer.router_bias[e];
@@ -467,7 +473,7 @@ void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Worksp
   }
 }
 
-// -- the network over one block of rows: leaves the final normed hidden states in ws.normed ----------------------------
+// -- the network over one block of rows: leaves the final normed hidden states in ws.normed ---------------------------
 
 void forward_block(const R1Model& model, const int32_t* slot, const int32_t* token, const int32_t* position, int rows,
                    Workspace& ws) {
@@ -481,7 +487,8 @@ void forward_block(const R1Model& model, const int32_t* slot, const int32_t* tok
     rms_norm(ws.x.data(), hidden, layer.mlp_norm, model.eps, hidden, ws.normed.data(), hidden, rows);
     if (layer.router) routed_experts(model, layer, rows, ws);
     if (layer.mlp_size) {
-      swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows, ws);
+      swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows,
+             ws);
       add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);
     }
   }
@@ -669,20 +676,21 @@ void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests&
 
 // Sample up to num_steps tokens for each active request. Threads share nothing: each takes a run of the requests
 // through all layers and all steps.
-R1LAB_API void r1_decode(const R1Model* model, const R1Sampling* sampling, const R1Requests* requests, const int32_t* active,
-               int32_t num_active, int32_t num_steps, int32_t num_threads) {
+R1LAB_API void r1_decode(const R1Model* model, const R1Sampling* sampling, const R1Requests* requests,
+                          const int32_t* active, int32_t num_active, int32_t num_steps, int32_t num_threads) {
   const int parts = std::max(1, std::min(num_threads, num_active));
 #pragma omp parallel for schedule(static, 1) num_threads(parts)
   for (int t = 0; t < parts; ++t) {
-    const int begin = static_cast<int64_t>(num_active) * t / parts, end = static_cast<int64_t>(num_active) * (t + 1) / parts;
+    const int begin = static_cast<int64_t>(num_active) * t / parts;
+    const int end = static_cast<int64_t>(num_active) * (t + 1) / parts;
     decode_share(*model, *sampling, *requests, std::vector<int32_t>(active + begin, active + end), num_steps);
   }
 }
 
 // Run rows through the layers, filling the caches; rows of one slot adjacent, in order of position. hidden_out [rows,
 // hidden] and logits_out [rows, vocab] may be null.
-R1LAB_API void r1_forward(const R1Model* model, const int32_t* slot, const int32_t* token, const int32_t* position, int32_t rows,
-                float* hidden_out, float* logits_out, int32_t num_threads) {
+R1LAB_API void r1_forward(const R1Model* model, const int32_t* slot, const int32_t* token, const int32_t* position,
+                           int32_t rows, float* hidden_out, float* logits_out, int32_t num_threads) {
   const int parts = std::max(1, std::min(num_threads, rows));
   std::vector<int> bounds(parts + 1, rows);
   for (int t = 0; t < parts; ++t) {

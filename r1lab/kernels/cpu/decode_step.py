@@ -7,7 +7,13 @@ import numpy as np
 import torch
 
 from r1lab.kernels import build
-from r1lab.kernels.reference.decode_step import DecodeLayer, DecodeRequests, DecodeSampling, DecodeWeights
+from r1lab.kernels.reference.decode_step import (
+    STATUS_RUNNING,
+    DecodeLayer,
+    DecodeRequests,
+    DecodeSampling,
+    DecodeWeights,
+)
 
 PANEL = 16
 """Outputs per packed weight panel; as in decode_step.cpp."""
@@ -106,7 +112,7 @@ class CpuDecoder:
     def decode(self, requests: DecodeRequests, active: np.ndarray, num_steps: int, sampling: DecodeSampling) -> None:
         """Sample up to `num_steps` tokens for each of the `active` requests (indices), in place; a request whose
         status leaves STATUS_RUNNING takes no further part."""
-        active = np.ascontiguousarray(active[requests.status[active] == 0], np.int32)
+        active = np.ascontiguousarray(active[requests.status[active] == STATUS_RUNNING], np.int32)
         how = _Sampling(
             sampling.top_p, sampling.temperature, sampling.top_k,
             sampling.banned_V.data_ptr() if sampling.banned_V.any() else None, sampling.stop_V.data_ptr(),

@@ -176,11 +176,11 @@ int64_t count_slices(const Shape& s, bool has_weight_grads) {
 
 using namespace r1lab;
 
-// y [T, D]; kept [T * K, 2F] receives gate and up before SwiGLU, or is null. Returns -1, or the position in topk_idx of an
-// expert that does not exist.
+// y [T, D]; kept [T * K, 2F] receives gate and up before SwiGLU, or is null. Returns -1, or the position in topk_idx of
+// an expert that does not exist.
 R1LAB_API int64_t r1lab_moe_experts(const float* x, const int64_t* topk_idx, const float* topk_weights,
-                                    const float* gate_up, const float* down, float* y, float* kept, int64_t T, int64_t D,
-                                    int64_t E, int64_t F, int64_t K, int64_t num_threads) {
+                                    const float* gate_up, const float* down, float* y, float* kept, int64_t T,
+                                    int64_t D, int64_t E, int64_t F, int64_t K, int64_t num_threads) {
     const Shape s{T, D, E, F, K};
     const int64_t bad = find_bad_index(topk_idx, T * K, E);
     if (bad >= 0) return bad;
@@ -211,8 +211,8 @@ R1LAB_API int64_t r1lab_moe_experts(const float* x, const int64_t* topk_idx, con
     return -1;
 }
 
-// Gradients of everything but topk_idx. grad_x [T, D], grad_weights [T, K], grad_gate_up [E, 2F, D], grad_down [E, D, F];
-// all but grad_weights may be null when not wanted. topk_idx was checked by the forward.
+// Gradients of everything but topk_idx. grad_x [T, D], grad_weights [T, K], grad_gate_up [E, 2F, D], grad_down
+// [E, D, F]; all but grad_weights may be null when not wanted. topk_idx was checked by the forward.
 R1LAB_API void r1lab_moe_experts_backward(const float* grad_y, const float* x, const int64_t* topk_idx,
                                           const float* topk_weights, const float* gate_up, const float* down,
                                           const float* kept, float* grad_x, float* grad_weights, float* grad_gate_up,

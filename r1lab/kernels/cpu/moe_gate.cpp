@@ -39,7 +39,7 @@ float sum_of_two_best(const float* scores, int64_t n) {
 class Router {
   public:
     Router(int64_t E, int64_t n_group, int64_t topk_group, int64_t top_k)
-        : E_(E), n_group_(n_group), topk_group_(topk_group), top_k_(top_k), choice_(E), group_scores_(n_group), taken_(E) {}
+        : E_(E), n_group_(n_group), topk_group_(topk_group), top_k_(top_k), choice_(E), group_scores_(n_group) {}
 
     void choose(const float* scores, const float* bias, int64_t* topk_idx) {
         for (int64_t e = 0; e < E_; ++e) choice_[e] = scores[e] + bias[e];

@@ -16,6 +16,7 @@ def moe_gate(
     norm_topk_prob: bool,
     routed_scaling_factor: float,
 ) -> tuple[Tensor, Tensor]:
+    """Returns topk_weights, topk_idx: torch.library.opcheck adds outputs up, which fails when integers come first."""
     logits, bias = logits.contiguous(), bias.contiguous()
     num_tokens, num_experts = logits.shape
     topk_idx = torch.empty(num_tokens, top_k, dtype=torch.int64)
@@ -24,13 +25,13 @@ def moe_gate(
         logits.data_ptr(), bias.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), num_tokens, num_experts,
         n_group, topk_group, top_k, norm_topk_prob, routed_scaling_factor, torch.get_num_threads(),
     )  # fmt: skip
-    return topk_idx, topk_weights
+    return topk_weights, topk_idx
 
 
 @moe_gate.register_fake
 def _(logits, bias, n_group, topk_group, top_k, norm_topk_prob, routed_scaling_factor):
     shape = (logits.shape[0], top_k)
-    return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape)
+    return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int64)
 
 
 @torch.library.custom_op("r1lab::moe_gate_backward", mutates_args=(), device_types="cpu")
@@ -53,12 +54,12 @@ def _(grad_weights, logits, topk_idx, norm_topk_prob, routed_scaling_factor):
 
 def _setup_context(ctx, inputs, output):
     logits, _, _, _, _, ctx.norm_topk_prob, ctx.routed_scaling_factor = inputs
-    ctx.save_for_backward(logits, output[0])
-    ctx.mark_non_differentiable(output[0])
+    ctx.save_for_backward(logits, output[1])
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, _grad_idx, grad_weights):
+def _backward(ctx, grad_weights, _grad_idx):
     grad_logits = None
     if grad_weights is not None:
         grad_logits = torch.ops.r1lab.moe_gate_backward(

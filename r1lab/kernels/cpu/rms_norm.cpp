@@ -50,8 +50,8 @@ R1LAB_API void r1lab_rms_norm(const float* x, int64_t x_stride, const float* wei
 
 // grad_x [N, D], grad_weight [D].
 R1LAB_API void r1lab_rms_norm_backward(const float* grad_y, const float* x, int64_t x_stride, const float* weight,
-                                       const float* inverse_rms, float* grad_x, float* grad_weight, int64_t N, int64_t D,
-                                       int64_t num_threads) {
+                                       const float* inverse_rms, float* grad_x, float* grad_weight, int64_t N,
+                                       int64_t D, int64_t num_threads) {
     const int64_t num_partials = ceil_div(N, ROWS_PER_PARTIAL);
     Scratch partials(num_partials * D);
 #pragma omp parallel for num_threads(num_threads) schedule(static)

@@ -1,7 +1,7 @@
 // Log-probabilities of targets and entropy (reference/token_logps.py says what they are), a few rows by VOCAB_CHUNK
-// logits at a time: [T, V] never exists. The forward keeps log-sum-exp; the backward computes each chunk of logits again,
-// turns it into its gradient in place and multiplies it both ways while it is in cache. Rows whose incoming gradient is 0
-// (prompt tokens, zero-advantage groups) are skipped.
+// logits at a time: [T, V] never exists. The forward keeps log-sum-exp; the backward computes each chunk of logits
+// again, turns it into its gradient in place and multiplies it both ways while it is in cache. Rows whose incoming
+// gradient is 0 (prompt tokens, zero-advantage groups) are skipped.
 //
 // T tokens, D hidden, V vocabulary.
 #include <limits>
@@ -21,7 +21,8 @@ constexpr int64_t MAX_SLICE_FLOATS = 1 << 26;  // all accumulators together: 256
 // out [rows, ld] = scale * (hidden @ panels), for `columns` columns.
 void logits_product(const float* hidden, int64_t ldh, int64_t rows, const float* panels, int64_t columns, int64_t D,
                     float scale, float* out, int64_t ld) {
-    multiply_panels(hidden, ldh, rows, panels, ceil_div(columns, PANEL), D, [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
+    const int64_t num_panels = ceil_div(columns, PANEL);
+    multiply_panels(hidden, ldh, rows, panels, num_panels, D, [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
         store8(out + row * ld + panel * PANEL, lo * scale);
         store8(out + row * ld + panel * PANEL + 8, hi * scale);
     });
@@ -124,13 +125,14 @@ struct Backward {
         }
         for (int64_t chunk = 0; chunk < p.num_chunks(); ++chunk) {
             const int64_t start = chunk * VOCAB_CHUNK, width = p.chunk_width(chunk);
-            logits_product(hidden_rows, ld_d, rows, logit_panels + start * p.D, width, p.D, p.inverse_temperature, logits,
-                           ld_v);
+            logits_product(hidden_rows, ld_d, rows, logit_panels + start * p.D, width, p.D, p.inverse_temperature,
+                           logits, ld_v);
             for (int64_t row = 0; row < rows; ++row) differentiate_row(tokens[row], start, width, logits + row * ld_v);
             if (grad_hidden)
-                multiply_panels(logits, ld_v, rows, head_panels + chunk * head_chunk_floats(), ceil_div(p.D, PANEL), width,
-                                [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
-                                    add_upto(grad_hidden + tokens[row] * p.D + panel * PANEL, lo, hi, p.D - panel * PANEL);
+                multiply_panels(logits, ld_v, rows, head_panels + chunk * head_chunk_floats(), ceil_div(p.D, PANEL),
+                                width, [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
+                                    const int64_t column = panel * PANEL;
+                                    add_upto(grad_hidden + tokens[row] * p.D + column, lo, hi, p.D - column);
                                 });
             if (grad_head)
                 add_transposed_product(logits, ld_v, width, hidden_rows, ld_d, p.D, rows, grad_head + start * p.D, p.D);
@@ -178,16 +180,17 @@ R1LAB_API int64_t r1lab_token_logps(const float* hidden, const float* head, cons
         Scratch hidden_rows(MAX_ROWS * ld_d), logits(MAX_ROWS * ld_v);
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < T; t += MAX_ROWS)
-            forward_rows(p, t, std::min(MAX_ROWS, T - t), panels.get(), hidden_rows.get(), ld_d, logits.get(), ld_v, logps,
-                         entropy, lse);
+            forward_rows(p, t, std::min(MAX_ROWS, T - t), panels.get(), hidden_rows.get(), ld_d, logits.get(), ld_v,
+                         logps, entropy, lse);
     }
     return -1;
 }
 
 // grad_hidden [T, D] and grad_head [V, D], each null when not wanted.
 R1LAB_API void r1lab_token_logps_backward(const float* grad_logps, const float* hidden, const float* head,
-                                          const int64_t* targets, const float* lse, float* grad_hidden, float* grad_head,
-                                          int64_t T, int64_t D, int64_t V, double temperature, int64_t num_threads) {
+                                          const int64_t* targets, const float* lse, float* grad_hidden,
+                                          float* grad_head, int64_t T, int64_t D, int64_t V, double temperature,
+                                          int64_t num_threads) {
     Backward backward{{hidden, head, targets, T, D, V, static_cast<float>(1.0 / temperature)},
                       grad_logps, lse, nullptr, nullptr, grad_hidden};
     const Problem& p = backward.p;
@@ -201,8 +204,8 @@ R1LAB_API void r1lab_token_logps_backward(const float* grad_logps, const float* 
 
     const std::vector<int64_t> tokens = tokens_with_gradient(grad_logps, T, D, grad_hidden);
     const int64_t num_rows = tokens.size(), size = V * D;
-    // Cut by the sizes alone, so that the sum of the slices is the same for any number of threads; slice 0 adds straight
-    // into the output.
+    // Cut by the sizes alone, so that the sum of the slices is the same for any number of threads; slice 0 adds
+    // straight into the output.
     const int64_t most = std::min(MAX_SLICES, MAX_SLICE_FLOATS / std::max<int64_t>(1, size));
     int64_t num_slices = 1;  // a power of two shares out evenly
     while (2 * num_slices <= std::min(num_rows / SLICE_ROWS, most)) num_slices *= 2;

@@ -1,4 +1,4 @@
-"""The plain PyTorch truth of every op: one file per op, written against the paper's formula, differentiable by autograd."""
+"""The plain PyTorch truth of every op: one file per op, against the paper's formula, differentiable by autograd."""
 
 from r1lab.kernels.reference.moe_experts import moe_experts
 from r1lab.kernels.reference.moe_gate import moe_gate

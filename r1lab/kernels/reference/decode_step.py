@@ -140,12 +140,13 @@ def _splitmix64(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def random_stream(*parts: int) -> int:
-    """A 64-bit stream id from integers such as (seed, prompt index, completion index)."""
+def random_stream(*parts: int | np.ndarray) -> np.ndarray:
+    """64-bit stream ids (uint64) from integers such as (seed, prompt index, completion index), broadcast together."""
     stream = np.zeros(1, np.uint64)
     for part in parts:
-        stream = _splitmix64(stream ^ np.asarray([part % 2**64], np.uint64))
-    return int(stream[0])
+        part = part % 2**64 if isinstance(part, int) else part
+        stream = _splitmix64(stream ^ np.asarray(part).astype(np.uint64))
+    return stream
 
 
 def random_uniform(stream: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -186,7 +187,7 @@ def _truncate(probs_MV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """Zero what top-k, then top-p, leave out of unnormalised probabilities."""
     if top_k <= 0 and top_p >= 1:
         return probs_MV
-    sorted_MV, order_MV = probs_MV.sort(-1, descending=True, stable=True)
+    sorted_MV, order_MV = probs_MV.sort(dim=-1, descending=True, stable=True)
     if 0 < top_k < probs_MV.shape[-1]:
         sorted_MV[:, top_k:] = 0
     if top_p < 1:

@@ -1,4 +1,4 @@
-"""The routed experts in plain PyTorch (V3 technical report, arXiv:2412.19437, equation 12, routed part; SwiGLU experts).
+"""The routed SwiGLU experts in plain PyTorch (V3 technical report, arXiv:2412.19437, equation 12, routed part).
 
 T = tokens, D = hidden, E = experts, F = expert intermediate, K = experts per token.
 """

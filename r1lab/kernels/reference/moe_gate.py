@@ -23,9 +23,9 @@ def moe_gate(
     eq. 13: weights are normalised over the chosen ones (norm_topk_prob), then times routed_scaling_factor.
 
     logits_TE: [T, E]; bias_E: [E]. Returns topk_idx [T, K] int64 (best first; equal scores: lower index first) and
-    topk_weights [T, K] fp32, differentiable in the logits.
+    topk_weights [T, K] in at least fp32, differentiable in the logits.
     """
-    scores_TE = logits_TE.float().sigmoid()
+    scores_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32)).sigmoid()
     with torch.no_grad():
         choice_TE = scores_TE + bias_E
         if topk_group < n_group:

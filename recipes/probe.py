@@ -1,0 +1,75 @@
+"""Measure the skills that search-and-verify stands on, in what a policy itself writes on held-out problems.
+
+    python recipes/probe.py [MODEL_DIR] [--task pick_two] [--num_problems 300] [--num_samples 8]
+
+RL can only amplify a habit that pays, so look here before a run: is an attempt worked out right (`arithmetic`), is its
+distance to the target right (`distance`), does a hit get its 'yes' and a miss none (`verdict`), and is the attempt
+that was accepted the answer that is handed in (`copy`)?
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from functools import partial
+
+from r1_zero import BASE
+from trl import TrlParser
+
+from r1lab.evaluate import find_answer
+from r1lab.loading import load_policy
+from r1lab.rollout import RolloutEngine, SamplingParams
+from r1lab.tasks import TASKS, encode_prompts, load_task
+from r1lab.trace.reflection import parse_attempts
+from rewards.countdown import ExpressionError, evaluate
+
+
+@dataclass
+class ProbeArguments:
+    """What to probe."""
+
+    model_name_or_path: str = field(default=str(BASE), metadata={"help": "Checkpoint directory."})
+    task: str = field(default="pick_two", metadata={"help": "pick_two or countdown."})
+    num_problems: int = field(default=300, metadata={"help": "Held-out problems per difficulty."})
+    num_samples: int = field(default=8, metadata={"help": "Completions a problem, at temperature 1."})
+    max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
+
+
+def probe_text(text: str, target: int) -> dict[str, list[bool]]:
+    """Every chance that a completion had to show a skill, and whether it did."""
+    shown: dict[str, list[bool]] = {"arithmetic": [], "distance": [], "yes_on_hit": [], "yes_on_miss": [], "copy": []}
+    attempts = parse_attempts(text)
+    for attempt in attempts:
+        try:
+            value = evaluate(attempt.expression)
+        except ExpressionError:
+            continue
+        shown["arithmetic"].append(value == attempt.value)
+        shown["distance"].append(attempt.off == abs(attempt.value - target))
+        verdict = re.match(r"[ .]*(\w+)", text[attempt.end :])
+        if verdict:
+            shown["yes_on_hit" if attempt.off == 0 else "yes_on_miss"].append(verdict[1] == "yes")
+    answer = find_answer(text)
+    if attempts and answer is not None:
+        shown["copy"].append(answer.split() == attempts[-1].expression.split())
+    return shown
+
+
+def main(args: ProbeArguments) -> None:
+    policy, tokenizer = load_policy(args.model_name_or_path)
+    engine = RolloutEngine(policy, eos_token_id=tokenizer.eos_token_id)
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    params = SamplingParams(n=args.num_samples, max_tokens=args.max_completion_length, seed=1)
+    for difficulty in TASKS[args.task]:
+        rows = load_task(args.task, "test", args.num_problems, 1, difficulty)
+        prompts = encode_prompts(rows, tokenizer, max_length=512)
+        totals: dict[str, list[bool]] = {}
+        for prompt, group in zip(prompts, engine.generate([p.token_ids for p in prompts], params), strict=True):
+            for completion in group:
+                for skill, shown in probe_text(decode(completion.token_ids), prompt.columns["target"]).items():
+                    totals.setdefault(skill, []).extend(shown)
+        rates = {skill: [round(sum(s) / len(s), 4) if s else None, len(s)] for skill, s in totals.items()}
+        print(f"{args.task} n={difficulty}", json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main(TrlParser(ProbeArguments).parse_args_and_config()[0])

@@ -1,0 +1,16 @@
+import subprocess
+
+import pytest
+from recipe_runs import recipe_command, recipe_environment
+
+
+@pytest.fixture
+def run_recipe():
+    """Runs recipes/r1_zero.py to its end as a user would: (arguments) -> CompletedProcess."""
+
+    def run(*arguments, timeout=300, **environment):
+        return subprocess.run(
+            recipe_command(*arguments), env=recipe_environment(**environment), capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
