@@ -15,9 +15,9 @@ class GRPOConfig:
     """
 
     # --- rollouts
-    num_generations: int = field(default=16, metadata={"help": "Completions per prompt (G, the group size)."})
+    num_generations: int = field(default=8, metadata={"help": "Completions per prompt (G, the group size)."})
     generation_batch_size: int = field(
-        default=256,
+        default=64,
         metadata={"help": "Completions sampled per step over all processes; a multiple of num_generations x processes."},
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
@@ -32,7 +32,7 @@ class GRPOConfig:
 
     # --- rewards
     reward_funcs: list[str] = field(
-        default_factory=lambda: ["countdown", "format"],
+        default_factory=lambda: ["accuracy", "format"],
         metadata={"help": "Names of the `rewards` registry, or dotted paths to functions."},
     )
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward; default 1."})
@@ -51,7 +51,7 @@ class GRPOConfig:
     steps_per_generation: int = field(default=1, metadata={"help": "Optimiser updates each pass is split into."})
 
     # --- optimisation
-    learning_rate: float = field(default=7e-4, metadata={"help": "Peak AdamW learning rate."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak AdamW learning rate."})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW weight decay."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta1."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2."})

@@ -33,13 +33,14 @@ class LoadingError(ValueError):
 def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
     """The policy and its tokenizer, in fp32 on the CPU.
 
-    `name` is a checkpoint directory, a `.gguf` file or a hub id. DeepSeek-V3 checkpoints load as our
-    `PolicyForCausalLM`, everything else as transformers' `AutoModelForCausalLM`.
+    `name` is a checkpoint directory, a `.gguf` file (dequantised) or a hub id. DeepSeek-V3 checkpoints load as our
+    `PolicyForCausalLM`, everything else as transformers' `AutoModelForCausalLM`. Dropout is off: the loss compares the
+    policy that sampled with the one that trains.
 
     Raises:
         LoadingError: nothing there, or not a causal language model.
     """
-    path = Path(name)
+    path, given = Path(name), name
     location: dict[str, str] = {}
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -57,10 +58,38 @@ def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LoadingError(
-            f"model_name_or_path {name!r} cannot be loaded: {reason}; give a directory with config.json, weights and "
+            f"model_name_or_path {given!r} cannot be loaded: {reason}; give a directory with config.json, weights and "
             "tokenizer, a .gguf file, or a hub id"
         ) from error
+    if location:
+        _forget_quantization(policy)
+    _turn_off_dropout(policy)
+    _drop_unusable_pad_token(tokenizer, policy)
     return policy, tokenizer
+
+
+def _forget_quantization(policy: torch.nn.Module) -> None:
+    """Loading from GGUF dequantised the weights; a checkpoint must not claim that they still are."""
+    for holder, names in ((policy.config, ("quantization_config",)), (policy, ("hf_quantizer", "is_quantized",
+                          "quantization_method"))):  # fmt: skip
+        for name in names:
+            if name in vars(holder):
+                delattr(holder, name)
+
+
+def _turn_off_dropout(policy: torch.nn.Module) -> None:
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _drop_unusable_pad_token(tokenizer: Any, policy: torch.nn.Module) -> None:
+    """Some tokenizers have a pad token that the model has no embedding for; the end token pads as well (masked)."""
+    num_embeddings = policy.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id is not None and not 0 <= tokenizer.pad_token_id < num_embeddings:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def load_prompts(

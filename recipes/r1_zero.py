@@ -1,7 +1,7 @@
 """R1-Zero: reinforcement learning straight from a base model, no supervised fine-tuning (DeepSeek-R1, section 2.2).
 
-    accelerate launch recipes/r1_zero.py                                          # the embedded base on pick-two
-    accelerate launch recipes/r1_zero.py --config recipes/configs/countdown.yaml  # ... on real Countdown
+    accelerate launch recipes/r1_zero.py                                          # the main job: configs/pick_two.yaml
+    accelerate launch recipes/r1_zero.py --config recipes/configs/countdown.yaml  # the embedded base on real Countdown
     accelerate launch recipes/r1_zero.py --config recipes/configs/qwen2.5_0.5b_gsm8k.yaml
     accelerate launch recipes/r1_zero.py --model_name_or_path DIR --dataset_name FILE.jsonl --reward_funcs accuracy format
 
@@ -30,7 +30,10 @@ from r1lab.run import Interrupted, Run, RunConfig
 from r1lab.tasks import TASKS
 from rewards import load_reward
 
-BASE = Path(__file__).resolve().parent.parent / "data" / "base"
+EVAL_SAMPLING_SEED = 1
+RECIPES = Path(__file__).resolve().parent
+BASE = RECIPES.parent / "data" / "base"
+MAIN_JOB = RECIPES / "configs" / "pick_two.yaml"
 
 
 @dataclass
@@ -52,51 +55,74 @@ class ScriptArguments:
 
 
 def build_engine(policy, tokenizer):
+    """Our engine for our policy, transformers' generation for any other model."""
     is_native = callable(getattr(policy, "hidden_states", None))
     return (RolloutEngine if is_native else HFRolloutEngine)(policy, eos_token_id=tokenizer.eos_token_id)
 
 
+def build_sampler(engine, config: GRPOConfig):
+    """How the trainer draws completions: `num_generations` for each prompt, each from a seed of its own."""
+    params = SamplingParams(
+        n=config.num_generations,
+        max_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+    )
+    return lambda prompt_ids, seeds: engine.generate(prompt_ids, params, seeds=seeds)
+
+
+def build_evaluator(engine, tokenizer, prompts, reward, config: GRPOConfig):
+    """(num_problems, num_samples, ban_reflection=False) -> results on one held-out split, sampled at temperature 1."""
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+
+    def evaluate(num_problems: int, num_samples: int, ban_reflection: bool = False) -> dict[str, float]:
+        banned = reflection_token_ids(tokenizer) if ban_reflection else ()
+
+        def generate(prompt_ids, n, temperature):
+            params = SamplingParams(
+                n=n,
+                max_tokens=config.max_completion_length,
+                temperature=temperature,
+                seed=EVAL_SAMPLING_SEED,
+                banned_token_ids=banned,
+            )
+            return engine.generate(prompt_ids, params)
+
+        engine.model.eval()
+        return evaluate_split(prompts[:num_problems], generate, decode, reward, num_samples=num_samples)
+
+    return evaluate
+
+
 def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> None:
-    plugin = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(log_with=run_config.log_with, project_dir=run_config.output_dir, kwargs_handlers=[plugin])
+    accelerator = Accelerator(
+        log_with=run_config.log_with,
+        project_dir=run_config.output_dir,
+        # The experts' load is counted by each process; DDP would overwrite it with the first one's.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
     set_seed(config.seed)
     reward_funcs = [load_reward(name) for name in config.reward_funcs]
     policy, tokenizer = load_policy(script.model_name_or_path)
     engine = build_engine(policy, tokenizer)
     train_prompts, held_out = load_prompts(script, tokenizer, policy.config, config, run_config.final_num_problems)
-    decode = partial(tokenizer.decode, skip_special_tokens=True)
-
-    def sampling(**overrides) -> SamplingParams:
-        settings = {"max_tokens": config.max_completion_length, "temperature": config.temperature,
-                    "top_p": config.top_p, "top_k": config.top_k}  # fmt: skip
-        return SamplingParams(**settings | overrides)
-
-    def sample(prompt_ids, seeds):
-        return engine.generate(prompt_ids, sampling(n=config.num_generations), seeds=seeds)
-
-    def evaluate(prompts, num_problems, num_samples, ban_reflection=False):
-        banned = reflection_token_ids(tokenizer) if ban_reflection else ()
-
-        def generate(prompt_ids, n, temperature):
-            return engine.generate(prompt_ids, sampling(n=n, temperature=temperature, top_p=1.0, top_k=0,
-                                                        seed=config.seed + 1, banned_token_ids=banned))  # fmt: skip
-
-        policy.eval()
-        return evaluate_split(prompts[:num_problems], generate, decode, reward_funcs[0], num_samples=num_samples)
-
     trainer = GRPOTrainer(
         policy,
-        sample=sample,
-        decode=decode,
+        sample=build_sampler(engine, config),
+        decode=partial(tokenizer.decode, skip_special_tokens=True),
         reward_funcs=reward_funcs,
         prompts=train_prompts,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else engine.pad_token_id,
+        pad_token_id=engine.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         config=config,
         accelerator=accelerator,
     )
     if run_config.log_with:
         accelerator.init_trackers("r1lab")
-    evaluators = {split: partial(evaluate, prompts) for split, prompts in held_out.items()}
+    evaluators = {
+        split: build_evaluator(engine, tokenizer, prompts, reward_funcs[0], config)
+        for split, prompts in held_out.items()
+    }
     settings = asdict(script) | asdict(run_config) | asdict(config)
     run = Run(trainer, run_config, accelerator, tokenizer, evaluators, settings)
     results = run.train()
@@ -105,9 +131,17 @@ def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> 
     accelerator.end_training()
 
 
+def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, RunConfig, GRPOConfig]:
+    """The settings; the main job's where no config, model or dataset is named."""
+    named = {argument.partition("=")[0] for argument in arguments}
+    if not named & {"--config", "--model_name_or_path", "--dataset_name"}:
+        arguments = ["--config", str(MAIN_JOB), *arguments]
+    return TrlParser((ScriptArguments, RunConfig, GRPOConfig)).parse_args_and_config(arguments)
+
+
 if __name__ == "__main__":
     try:
-        main(*TrlParser((ScriptArguments, RunConfig, GRPOConfig)).parse_args_and_config())
+        main(*parse_arguments(sys.argv[1:]))
     except (ValueError, OSError, CheckpointError, LoadingError, RewardError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

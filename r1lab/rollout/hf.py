@@ -1,14 +1,23 @@
 """Rollouts from any transformers causal language model, with the same `generate` as `RolloutEngine`."""
 
-import torch
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from r1lab.rollout.sampling import SamplingParams
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from r1lab.rollout.sampling import SamplingParams, request_streams
 from r1lab.types import Completion
 
 
 class HFRolloutEngine:
-    """Samples with `model.generate` on left-padded prompts. Slower than `RolloutEngine`, and its seeds are per batch:
-    the same seed gives the same completions only for the same prompts, batch size and device.
+    """Samples with `model.generate` on left-padded prompts. Slower than `RolloutEngine`, and its randomness is per
+    batch: the same seeds give the same completions only for the same prompts, batch size and device.
+
+    The model's own generation defaults (a repetition penalty, a top-k, ...) play no part: completions come from the
+    distribution that the loss differentiates.
     """
 
     def __init__(
@@ -26,8 +35,11 @@ class HFRolloutEngine:
         eos = model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         pad = model.generation_config.pad_token_id if pad_token_id is None else pad_token_id
         self.model = model
+        self.vocab_size = model.get_input_embeddings().num_embeddings
         self.eos_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        self.pad_token_id = pad if pad is not None else self.eos_token_ids[0] if self.eos_token_ids else 0
+        # Old configs write -1 for "none", and some tokenizers have a pad token that the model has no embedding for.
+        is_usable = pad is not None and 0 <= pad < self.vocab_size
+        self.pad_token_id = pad if is_usable else self.eos_token_ids[0] if self.eos_token_ids else 0
         self.max_batch = max_batch
 
     @torch.no_grad()
@@ -37,38 +49,65 @@ class HFRolloutEngine:
         """Sample `params.n` completions of each prompt: a list per prompt, in order. logps are of the softmax at the
         sampling temperature, before top-k, top-p and bans (temperature 0: at temperature 1).
 
-        Raises ValueError on an empty prompt, a token id outside the vocabulary, or `seeds` (not supported here).
+        seeds: optional explicit seed of each request, [prompts][n], in place of (params.seed, prompt, completion). The
+        requests of one `model.generate` call share a generator, seeded from all of theirs: a completion depends on the
+        requests beside it, not on calls before. The global generators are left as they were.
+        A completion also ends, with "length", where the longest prompt of its batch + completion reach
+        `max_position_embeddings`.
+
+        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape, or
+        a ban on every token.
         """
-        if seeds is not None:
-            raise ValueError("HFRolloutEngine seeds per batch: set SamplingParams.seed and leave seeds=None")
         self._check_prompts(prompt_ids)
+        if len(set(params.banned_token_ids)) >= self.vocab_size:
+            raise ValueError(f"banned_token_ids bans all {self.vocab_size} tokens: leave at least one")
         requests = [prompt for prompt in prompt_ids for _ in range(params.n)]
-        was_training = self.model.training
-        self.model.eval()
+        streams = request_streams(params.seed, len(prompt_ids), params.n, seeds).reshape(-1)
         completions = []
-        # transformers samples from torch's global generators: borrow them and give them back as they were.
-        device = self.model.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(params.seed % 2**63)
+        with self._borrowed_model():
             for start in range(0, len(requests), self.max_batch):
-                completions += self._generate_batch(requests[start : start + self.max_batch], params)
-        self.model.train(was_training)
+                batch = slice(start, start + self.max_batch)
+                torch.manual_seed(_batch_seed(streams[batch]))
+                completions += self._generate_batch(requests[batch], params)
         return [completions[start : start + params.n] for start in range(0, len(completions), params.n)]
 
     def sync_weights(self) -> None:
         """Nothing to do: `generate` runs the model itself."""
 
+    @property
+    def _context(self) -> int:
+        return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+
     def _check_prompts(self, prompt_ids: list[list[int]]) -> None:
-        vocab_size = self.model.get_input_embeddings().num_embeddings
         for index, prompt in enumerate(prompt_ids):
             if not len(prompt):
                 raise ValueError(f"prompt {index} is empty: give at least one token (a BOS token will do)")
+            if len(prompt) >= self._context:
+                raise ValueError(
+                    f"prompt {index} has {len(prompt)} tokens, max_position_embeddings={self._context} leaves no room "
+                    "for a completion: shorten it"
+                )
             for token in prompt:
-                if not 0 <= token < vocab_size:
+                if not 0 <= token < self.vocab_size:
                     raise ValueError(
-                        f"prompt {index} has token id {token}, outside the vocabulary [0, {vocab_size}): check that "
-                        "the tokenizer belongs to the model"
+                        f"prompt {index} has token id {token}, outside the vocabulary [0, {self.vocab_size}): check "
+                        "that the tokenizer belongs to the model"
                     )
+
+    @contextmanager
+    def _borrowed_model(self) -> Iterator[None]:
+        """In evaluation mode and without its generation defaults, which `generate` would fill in for what we leave
+        out; transformers samples from torch's global generators. All are given back as they were."""
+        was_training, defaults = self.model.training, self.model.generation_config
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            self.model.eval()
+            self.model.generation_config = GenerationConfig()
+            try:
+                yield
+            finally:
+                self.model.generation_config = defaults
+                self.model.train(was_training)
 
     def _generate_batch(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         width = max(len(prompt) for prompt in prompts)
@@ -78,37 +117,23 @@ class HFRolloutEngine:
             input_ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         device = self.model.device
-        output = self.model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=mask.to(device),
-            return_dict_in_generate=True,
-            output_logits=True,
-            **self._generation_options(params),
-        )
-        temperature = params.temperature or 1.0
-        tokens_BT = output.sequences[:, width:]
-        # One step at a time: [B, V] logits, not [B, T, V].
-        logps_BT = torch.stack(
-            [
-                (logits.float() / temperature).log_softmax(-1).gather(-1, tokens_BT[:, t, None].to(logits.device))[:, 0]
-                for t, logits in enumerate(output.logits)
-            ],
-            dim=1,
-        )
-        return [self._completion(ids, logps) for ids, logps in zip(tokens_BT.tolist(), logps_BT.tolist())]
-
-    def _generation_options(self, params: SamplingParams) -> dict:
+        recorder = _LogpsRecorder(params.temperature or 1.0)
+        processors = LogitsProcessorList([recorder])
+        if params.banned_token_ids:
+            processors.append(SuppressTokensLogitsProcessor(list(params.banned_token_ids), device=device))
         options = {
-            "max_new_tokens": params.max_tokens,
+            "max_new_tokens": min(params.max_tokens, self._context - width),
             "do_sample": params.temperature > 0,
             "eos_token_id": self.eos_token_ids or None,
             "pad_token_id": self.pad_token_id,
         }
         if params.temperature > 0:
             options |= {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
-        if params.banned_token_ids:
-            options["suppress_tokens"] = list(params.banned_token_ids)
-        return options
+        sequences = self.model.generate(
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), logits_processor=processors, **options
+        )
+        logps_BT = recorder.finish(sequences)
+        return [self._completion(ids, logps) for ids, logps in zip(sequences[:, width:].tolist(), logps_BT.tolist())]
 
     def _completion(self, token_ids: list[int], logps: list[float]) -> Completion:
         """Cut after the first end token; what follows is padding."""
@@ -116,3 +141,37 @@ class HFRolloutEngine:
         if not ends:
             return Completion(token_ids, logps, "length")
         return Completion(token_ids[: ends[0] + 1], logps[: ends[0] + 1], "stop")
+
+
+class _LogpsRecorder(LogitsProcessor):
+    """Passes the logits on and keeps the logp of each token sampled from them.
+
+    It stands before every other processor. One step's [B, V] is held at a time, where `output_logits` would hold all
+    T of them: 40 GB for 64 x 1024 tokens of a vocabulary of 152k.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self.logps: list[torch.Tensor] = []
+        self._pending_BV: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._take(input_ids[:, -1])
+        self._pending_BV = (scores.float() / self.temperature).log_softmax(-1)
+        return scores
+
+    def finish(self, sequences: torch.Tensor) -> torch.Tensor:
+        """sequences [B, prompt + T] -> logps [B, T]."""
+        self._take(sequences[:, -1])
+        return torch.stack(self.logps, dim=1)
+
+    def _take(self, tokens_B: torch.Tensor) -> None:
+        if self._pending_BV is not None:
+            self.logps.append(self._pending_BV.gather(-1, tokens_B[:, None])[:, 0])
+            self._pending_BV = None
+
+
+def _batch_seed(streams: np.ndarray) -> int:
+    """uint64 streams of a batch's requests -> a seed for `torch.manual_seed`."""
+    digest = hashlib.blake2b(streams.astype("<u8").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -87,12 +87,13 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y, _grad_kept):
     if grad_y is None:
         return None, None, None, None, None, None
-    kept, num_pairs = ctx.saved_tensors[5], ctx.saved_tensors[1].numel()
-    if kept.shape[0] != num_pairs:
+    saved = ctx.saved_tensors  # once: gradient checkpointing gives the tensors out a single time
+    topk_idx, kept = saved[1], saved[5]
+    if kept.shape[0] != topk_idx.numel():
         raise RuntimeError("r1lab::moe_experts ran with keep=False; pass keep=True to differentiate it")
     needs_x, _, needs_weights, needs_gate_up, needs_down, _ = ctx.needs_input_grad
     grad_x, grad_weights, grad_gate_up, grad_down = torch.ops.r1lab.moe_experts_backward(
-        grad_y, *ctx.saved_tensors, needs_x, needs_gate_up, needs_down
+        grad_y, *saved, needs_x, needs_gate_up, needs_down
     )
     return (
         grad_x if needs_x else None,
