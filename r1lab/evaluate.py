@@ -39,7 +39,7 @@ def find_answer(text: str) -> str | None:
     for opening in ("<answer>", "answer is"):
         _, found, rest = text.rpartition(opening)
         if found:
-            return re.split(r"</answer>|<|\n", rest.strip(), maxsplit=1)[0].strip(" .") or None
+            return re.split(r"<|\n", rest.strip(": \n"), maxsplit=1)[0].rstrip(" .") or None
     return None
 
 

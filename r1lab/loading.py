@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1lab.config import GRPOConfig
@@ -46,9 +47,8 @@ def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
         if not path.is_file():
             raise LoadingError(f"model_name_or_path {name!r}: no such file")
         name, location = str(path.parent), {"gguf_file": path.name}
-    elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        if not path.is_dir():
-            raise LoadingError(f"model_name_or_path {name!r}: no such directory")
+    elif (path.is_absolute() or name.startswith(".") or name.count("/") > 1) and not path.is_dir():
+        raise LoadingError(f"model_name_or_path {name!r}: no such directory")
     try:
         config = AutoConfig.from_pretrained(name, **location)
         is_ours = config.model_type == "deepseek_v3"
@@ -146,25 +146,26 @@ def load_rows(name: str, script: Any, tokenizer: Any) -> Dataset:
         return {"prompt": f"{system_prompt} User: {problem} Assistant:"}
 
     prompts = [add_prompt(row)["prompt"] for row in rows]
-    others = rows.remove_columns([c for c in (prompt_column, "prompt") if c in rows.column_names])
+    others = rows.remove_columns(sorted({prompt_column, "prompt"} & set(rows.column_names)))
     solution_column = script.solution_column or next((c for c in SOLUTION_COLUMNS if c in others.column_names), None)
     if solution_column is not None and solution_column != "solution":
         _find_column(others, solution_column, (), "solution_column", name)
         others = others.rename_column(solution_column, "solution")
-    return others.add_column("prompt", prompts)
+    # A dataset without columns has forgotten its number of rows.
+    return others.add_column("prompt", prompts) if others.column_names else Dataset.from_dict({"prompt": prompts})
 
 
 def _read_dataset(name: str, script: Any) -> Dataset:
     suffix = Path(name).suffix
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    if suffix in kinds:
-        if not os.path.isfile(name):
-            raise LoadingError(f"dataset {name!r}: no such file")
-        return load_dataset(kinds[suffix], data_files=name, split="train")
+    if suffix in kinds and not os.path.isfile(name):
+        raise LoadingError(f"dataset {name!r}: no such file")
     try:
+        if suffix in kinds:
+            return load_dataset(kinds[suffix], data_files=name, split="train")
         return load_dataset(name, script.dataset_config, split=script.dataset_train_split)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise LoadingError(
             f"dataset {name!r} cannot be loaded: {reason}; give a hub id, or a local .jsonl or .parquet file"
         ) from error

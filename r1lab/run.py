@@ -20,7 +20,14 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from r1lab.checkpoint import capture_rng_state, load_checkpoint, resolve_resume, restore_rng_state, save_checkpoint
+from r1lab.checkpoint import (
+    capture_rng_state,
+    load_checkpoint,
+    remove_checkpoints_after,
+    resolve_resume,
+    restore_rng_state,
+    save_checkpoint,
+)
 from r1lab.grpo.score import reward_name
 from r1lab.grpo.trainer import GRPOTrainer, StepOutput
 from r1lab.trace.curves import plot_curves
@@ -114,6 +121,7 @@ class Run:
             if self.is_main:
                 (self.directory / "metrics.jsonl").unlink()
                 remove_completions_after(self.directory, -1)
+                remove_checkpoints_after(self.directory, -1)
         if self.is_main:
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -128,6 +136,7 @@ class Run:
         if self.is_main:
             self.metrics.truncate_after(checkpoint.step)
             remove_completions_after(self.directory, checkpoint.step)
+            remove_checkpoints_after(self.directory, checkpoint.step)
 
     def train(self) -> dict[str, Any]:
         """Runs to `max_steps`. Returns the results: base and final evaluation by split.

@@ -93,8 +93,10 @@ class Collector:
 
     def _sample_round(self, num_prompts: int) -> list[RolloutGroup]:
         mine = self.stream.take(num_prompts)[self.rank :: self.world_size]
+        if not mine:
+            return []
         seeds = [[self._seed(position, i) for i in range(self.config.num_generations)] for position, _ in mine]
-        completions = self.sample([prompt.token_ids for _, prompt in mine], seeds) if mine else []
+        completions = self.sample([prompt.token_ids for _, prompt in mine], seeds)
         groups = [
             RolloutGroup(prompt, [Rollout(completion, self.decode(completion.token_ids)) for completion in group])
             for (_, prompt), group in zip(mine, completions, strict=True)

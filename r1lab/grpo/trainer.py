@@ -167,9 +167,11 @@ class GRPOTrainer:
         is_due = self.config.sync_ref_model and self.step_index % self.config.ref_model_sync_steps == 0
         if ref_model is None or not is_due:
             return
-        with torch.no_grad():
-            for ref, p in zip(ref_model.parameters(), self.policy.parameters(), strict=True):
-                ref.lerp_(p.detach(), self.config.ref_model_mixup_alpha)
+        # The whole state, not the parameters alone: the routing bias is a buffer, and chooses the experts.
+        state = self.policy.state_dict()
+        for name, value in ref_model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(state[name], self.config.ref_model_mixup_alpha)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs besides the policy's weights."""
@@ -180,7 +182,7 @@ class GRPOTrainer:
             "num_tokens": self.num_tokens,
             "position": self.collector.stream.position,
             "optimizer": self.updater.optimizer.state_dict(),
-            "scheduler": _plain_scheduler_state(self.updater.scheduler),
+            "scheduler": self.updater.scheduler.state_dict(),
             "ref_model": None if ref_model is None else ref_model.state_dict(),
         }
 
@@ -193,11 +195,6 @@ class GRPOTrainer:
         self.updater.scheduler.load_state_dict(state["scheduler"])
         if self.updater.ref_model is not None:
             self.updater.ref_model.load_state_dict(state["ref_model"])
-
-
-def _plain_scheduler_state(scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
-    """Without the schedule's functions: they are rebuilt from the config, and code has no place in a checkpoint."""
-    return {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from r1lab.grpo.batch import BatchTotals, build_batches
 from r1lab.grpo.logps import completion_logps
 from r1lab.grpo.loss import combine_metrics, policy_loss
 from r1lab.model import update_routing_bias
-from r1lab.types import LossOutput, RolloutGroup, TrainBatch
+from r1lab.types import LossOutput, Rollout, RolloutGroup, TrainBatch
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Minibatch:
 
     batches: list[TrainBatch]
     skipped: list[TrainBatch]
-    """Rows of advantage 0: no gradient, but their tokens count for the experts' load."""
+    """Rows without gradient (advantage 0, or no trained token), whose tokens still count for the experts' load."""
     totals: BatchTotals
     """Over all processes."""
 
@@ -59,7 +59,8 @@ class PolicyUpdater:
             for iteration in range(self.config.num_iterations)
             for index, minibatch in enumerate(minibatches)
         ]
-        metrics = {name: _finite_mean([r[name] for r in results if name in r]) for name in dict.fromkeys(n for r in results for n in r)}
+        names = dict.fromkeys(name for result in results for name in result)
+        metrics = {name: _finite_mean([result[name] for result in results if name in result]) for name in names}
         metrics["skipped_updates"] = sum(result["skipped_updates"] for result in results)
         return metrics
 
@@ -72,14 +73,16 @@ class PolicyUpdater:
             skip_zero_advantage=skip,
             mask_truncated_completions=self.config.mask_truncated_completions,
         )
-        idle = [
-            RolloutGroup(group.prompt, [rollout for rollout in group.rollouts if rollout.advantage == 0])
-            for group in groups
-        ]
+        idle = [RolloutGroup(group.prompt, [r for r in group.rollouts if self._is_idle(r)]) for group in groups]
         counts_load = skip and self.config.routing_bias_speed > 0 and _has_routed_experts(self.policy)
         skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0] if counts_load else []
         totals = gather_object([(own.num_tokens, own.num_rows)])
         return Minibatch(batches, skipped, BatchTotals(sum(t for t, _ in totals), sum(r for _, r in totals)))
+
+    def _is_idle(self, rollout: Rollout) -> bool:
+        completion = rollout.completion
+        is_masked = self.config.mask_truncated_completions and completion.finish_reason == "length"
+        return rollout.advantage == 0 or is_masked or not completion.token_ids
 
     def _add_logps(self, minibatch: Minibatch, needs_old: bool) -> None:
         """Records the logps of the policy before this phase, where later updates need them, and the reference's.
@@ -105,6 +108,8 @@ class PolicyUpdater:
         outputs, differences = [], []
         # DDP reduces gradients in the last backward pass, which every process must therefore have.
         batches = minibatch.batches or [_empty_batch(self.accelerator.device, self.pad_token_id)]
+        # The empty batch's tokens are nobody's: in evaluation mode they do not count for the experts' load.
+        self.model.train(bool(minibatch.batches))
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
@@ -114,10 +119,13 @@ class PolicyUpdater:
             outputs.append(output)
             if is_first:
                 differences.append((logps.detach() - batch.rollout_logps).abs()[batch.completion_mask])
-        metrics = self._gather_metrics(minibatch, batches, outputs)
+        metrics = self._gather_metrics(batches, outputs)
         metrics |= self._sampling_difference(differences) if is_first else {}
+        # Before the step, so that every row's load is that of the same weights.
+        self._count_load(minibatch.skipped)
         metrics |= self._step(is_finite=math.isfinite(metrics["loss"]))
-        return metrics | self._balance(minibatch)
+        speed = 0.0 if metrics["skipped_updates"] else self.config.routing_bias_speed
+        return metrics | update_routing_bias(self.policy, speed)
 
     def _loss(self, batch: TrainBatch, logps: torch.Tensor, entropy: torch.Tensor, totals: BatchTotals) -> LossOutput:
         # Gradients are averaged over processes, so each divides by its share of the totals.
@@ -138,12 +146,15 @@ class PolicyUpdater:
             entropy=entropy,
         )
 
-    def _gather_metrics(self, minibatch: Minibatch, batches: list[TrainBatch], outputs: list[LossOutput]) -> dict[str, float]:
-        weights = [int(batch.completion_mask.sum()) for batch in batches]
-        loss = sum(output.loss.item() for output in outputs)
-        parts = gather_object([(output.metrics, weight) for output, weight in zip(outputs, weights, strict=True)])
-        combined = combine_metrics([LossOutput(None, metrics) for metrics, _ in parts], [weight for _, weight in parts])
-        losses = gather_object([loss])
+    def _gather_metrics(self, batches: list[TrainBatch], outputs: list[LossOutput]) -> dict[str, float]:
+        sizes = [(int(batch.completion_mask.sum()), int(batch.completion_mask.any(1).sum())) for batch in batches]
+        parts = gather_object([(output.metrics, *size) for output, size in zip(outputs, sizes, strict=True)])
+        gathered = [LossOutput(None, metrics) for metrics, _, _ in parts]
+        combined = combine_metrics(gathered, [tokens for _, tokens, _ in parts])
+        if self.config.loss_type == "gspo":  # its ratios are one a row; KL and entropy stay one a token
+            by_row = combine_metrics(gathered, [rows for _, _, rows in parts])
+            combined |= {name: value for name, value in by_row.items() if name not in ("kl", "entropy")}
+        losses = gather_object([sum(output.loss.item() for output in outputs)])
         return {"loss": sum(losses) / len(losses), **combined}
 
     def _sampling_difference(self, differences: list[torch.Tensor]) -> dict[str, float]:
@@ -167,12 +178,12 @@ class PolicyUpdater:
         self.optimizer.zero_grad()
         return {"grad_norm": norm, "learning_rate": learning_rate, "skipped_updates": 0.0 if is_finite else 1.0}
 
-    def _balance(self, minibatch: Minibatch) -> dict[str, float]:
-        with torch.no_grad():
-            for batch in minibatch.skipped:
-                device = self.accelerator.device
-                self.policy.hidden_states(batch.input_ids.to(device), batch.attention_mask.to(device))
-        return update_routing_bias(self.policy, self.config.routing_bias_speed)
+    @torch.no_grad()
+    def _count_load(self, batches: list[TrainBatch]) -> None:
+        self.model.train()
+        device = self.accelerator.device
+        for batch in batches:
+            self.policy.hidden_states(batch.input_ids.to(device), batch.attention_mask.to(device))
 
 
 def _split(groups: Sequence[RolloutGroup], parts: int) -> Iterator[Sequence[RolloutGroup]]:

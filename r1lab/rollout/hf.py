@@ -133,7 +133,8 @@ class HFRolloutEngine:
             input_ids=input_ids.to(device), attention_mask=mask.to(device), logits_processor=processors, **options
         )
         logps_BT = recorder.finish(sequences)
-        return [self._completion(ids, logps) for ids, logps in zip(sequences[:, width:].tolist(), logps_BT.tolist())]
+        rows = zip(sequences[:, width:].tolist(), logps_BT.tolist(), strict=True)
+        return [self._completion(ids, logps) for ids, logps in rows]
 
     def _completion(self, token_ids: list[int], logps: list[float]) -> Completion:
         """Cut after the first end token; what follows is padding."""
