@@ -18,7 +18,9 @@ class GRPOConfig:
     num_generations: int = field(default=8, metadata={"help": "Completions per prompt (G, the group size)."})
     generation_batch_size: int = field(
         default=64,
-        metadata={"help": "Completions sampled per step over all processes; a multiple of num_generations x processes."},
+        metadata={
+            "help": "Completions sampled per step over all processes; a multiple of num_generations x processes."
+        },
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; the loss uses it too."})
@@ -26,7 +28,9 @@ class GRPOConfig:
     top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens; 0 = all."})
     dynamic_sampling: bool = field(
         default=False,
-        metadata={"help": "Replace groups whose rewards are all equal by groups of further prompts (DAPO, section 3.2)."},
+        metadata={
+            "help": "Replace groups whose rewards are all equal by groups of further prompts (DAPO, section 3.2)."
+        },
     )
     max_resamples: int = field(default=3, metadata={"help": "Most rounds of dynamic sampling a step."})
 
@@ -66,7 +70,8 @@ class GRPOConfig:
         default=5, metadata={"help": "Stop after this many steps in a row with a loss or gradient that is not finite."}
     )
     routing_bias_speed: float = field(
-        default=1e-3, metadata={"help": "Speed gamma of the aux-loss-free balancing bias (DeepSeek-V3, 2.1.2); 0 = off."}
+        default=1e-3,
+        metadata={"help": "Speed gamma of the aux-loss-free balancing bias (DeepSeek-V3, 2.1.2); 0 = off."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of prompts and sampling."})
 
@@ -109,5 +114,3 @@ def _one_of(config: GRPOConfig, name: str, choices: tuple[str, ...]) -> None:
 def _at_least(config: GRPOConfig, name: str, bound: float) -> None:
     if getattr(config, name) < bound:
         raise ValueError(f"{name}={getattr(config, name)}: must be at least {bound}")
-
-

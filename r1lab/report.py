@@ -24,7 +24,9 @@ def print_results(results: dict[str, Any], directory: Path, seconds: float) -> N
     """Prints base, final and final-without-reflection results of every split, and where the run's files are."""
     console = Console()
     for split in results.get("final", {}):
-        columns = {when: results[when][split] for when in ("base", "final", "final_reflection_banned") if when in results}
+        columns = {
+            when: results[when][split] for when in ("base", "final", "final_reflection_banned") if when in results
+        }
         console.print(_build_table(split, columns))
     console.print(f"{seconds / 60:.1f} minutes; metrics, completions, checkpoints and curves.png are in {directory}")
 

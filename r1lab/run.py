@@ -1,6 +1,6 @@
 """A training run on disk: drives a trainer and keeps its metrics, completions, checkpoints, evaluations and pictures.
 
-    <output_dir>/config.yaml  metrics.jsonl  completions/  checkpoints/  results.json  curves.png
+<output_dir>/config.yaml  metrics.jsonl  completions/  checkpoints/  results.json  curves.png
 """
 
 import json
@@ -52,7 +52,9 @@ class RunConfig:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew in a directory that holds a run."})
     save_steps: int = field(default=20, metadata={"help": "Checkpoint every so many steps; the last step always."})
     save_total_limit: int = field(default=2, metadata={"help": "Keep this many newest checkpoints."})
-    eval_steps: int = field(default=20, metadata={"help": "Evaluate on held-out problems every so many steps; 0 = never."})
+    eval_steps: int = field(
+        default=20, metadata={"help": "Evaluate on held-out problems every so many steps; 0 = never."}
+    )
     eval_num_problems: int = field(default=60, metadata={"help": "Held-out problems a split, during the run."})
     eval_num_samples: int = field(default=4, metadata={"help": "Completions a problem, during the run."})
     final_num_problems: int = field(default=300, metadata={"help": "Held-out problems a split, for base and final."})
@@ -106,17 +108,18 @@ class Run:
         self.results: dict[str, Any] = {}
         self.seconds = 0.0
         resume = resolve_resume(_as_path_or_flag(config.resume_from_checkpoint), self.directory)
-        self._open_directory(settings, is_resuming=resume is not None)
+        is_own = resume is not None and resume.resolve().is_relative_to(self.directory.resolve())
+        self._open_directory(settings, is_continued=is_own)
         self.metrics = MetricsLog(self.directory / "metrics.jsonl") if self.is_main else None
         if resume is not None:
             self._resume(resume)
 
-    def _open_directory(self, settings: dict[str, Any], is_resuming: bool) -> None:
-        if (self.directory / "metrics.jsonl").exists() and not is_resuming:
+    def _open_directory(self, settings: dict[str, Any], is_continued: bool) -> None:
+        if (self.directory / "metrics.jsonl").exists() and not is_continued:
             if not self.config.overwrite_output_dir:
                 raise FileExistsError(
-                    f"output_dir {self.directory} already holds a run; add --resume_from_checkpoint true to continue it, "
-                    "--overwrite_output_dir true to start anew, or choose another output_dir"
+                    f"output_dir {self.directory} already holds a run; add --resume_from_checkpoint true to continue "
+                    "it, --overwrite_output_dir true to start anew, or choose another output_dir"
                 )
             if self.is_main:
                 (self.directory / "metrics.jsonl").unlink()
@@ -191,7 +194,9 @@ class Run:
         return reflection_metrics([text for text, _ in pairs], [is_correct for _, is_correct in pairs])
 
     def _show_sample(self, step: int, groups: list[RolloutGroup]) -> None:
-        rollouts = sorted((r for group in groups for r in group.rollouts if r.reward == r.reward), key=lambda r: r.reward)
+        rollouts = sorted(
+            (r for group in groups for r in group.rollouts if r.reward == r.reward), key=lambda r: r.reward
+        )
         if rollouts:
             worst, best = rollouts[0], rollouts[-1]
             self.progress.show_sample(step, best=(best.text, best.reward), worst=(worst.text, worst.reward))

@@ -81,7 +81,9 @@ def build_config(tokenizer) -> DeepseekV3Config:
     )
 
 
-def stream_batches(documents: Iterator[str], tokenizer, tokens_per_batch: int, rng: random.Random) -> Iterator[torch.Tensor]:
+def stream_batches(
+    documents: Iterator[str], tokenizer, tokens_per_batch: int, rng: random.Random
+) -> Iterator[torch.Tensor]:
     """Endless [B, T] batches of right-padded documents; a pool is sorted by length so that little is padding."""
     vocabulary = tokenizer.get_vocab()
     pad, bos, eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -3,7 +3,7 @@
     accelerate launch recipes/r1_zero.py                                          # the main job: configs/pick_two.yaml
     accelerate launch recipes/r1_zero.py --config recipes/configs/countdown.yaml  # the embedded base on real Countdown
     accelerate launch recipes/r1_zero.py --config recipes/configs/qwen2.5_0.5b_gsm8k.yaml
-    accelerate launch recipes/r1_zero.py --model_name_or_path DIR --dataset_name FILE.jsonl --reward_funcs accuracy format
+    accelerate launch recipes/r1_zero.py --model_name_or_path DIR --dataset_name FILE.jsonl
 
 Any field of `ScriptArguments`, `RunConfig` or `GRPOConfig` can stand in the YAML file or on the command line; the
 command line wins.
@@ -47,9 +47,15 @@ class ScriptArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
-    prompt_column: str | None = field(default=None, metadata={"help": "Column with the problem; default: prompt, question or problem."})
-    solution_column: str | None = field(default=None, metadata={"help": "Column with the answer; default: solution or answer."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message for chat models; default R1-Zero's."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column with the problem; default: prompt, question or problem."}
+    )
+    solution_column: str | None = field(
+        default=None, metadata={"help": "Column with the answer; default: solution or answer."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message for chat models; default R1-Zero's."}
+    )
     num_train_problems: int = field(default=8192, metadata={"help": "Distinct training problems of an embedded task."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out .jsonl / .parquet or hub id."})
 
@@ -142,7 +148,15 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, RunConfig, G
 if __name__ == "__main__":
     try:
         main(*parse_arguments(sys.argv[1:]))
-    except (ValueError, OSError, CheckpointError, LoadingError, RewardError, TrainingDiverged) as error:
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        CheckpointError,
+        LoadingError,
+        RewardError,
+        TrainingDiverged,
+    ) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -18,7 +18,9 @@ from r1lab.tasks.tokenizer import build_tokenizer
 from r1lab.types import Completion, Prompt
 
 
-def _judged(answer="1", is_correct=False, is_blind=None, text="", num_tokens=4, is_truncated=False, is_well_formed=True):
+def _judged(
+    answer="1", is_correct=False, is_blind=None, text="", num_tokens=4, is_truncated=False, is_well_formed=True
+):
     is_blind = is_correct if is_blind is None else is_blind
     return Judged(text, is_correct, is_blind, is_well_formed, answer, num_tokens, is_truncated)
 

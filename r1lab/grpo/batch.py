@@ -39,9 +39,7 @@ def build_batches(
     """
     if max_tokens_per_batch < 1:
         raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch}; pass a positive number of tokens")
-    rows = [
-        _row(group.prompt, rollout, mask_truncated_completions) for group in groups for rollout in group.rollouts
-    ]
+    rows = [_row(group.prompt, rollout, mask_truncated_completions) for group in groups for rollout in group.rollouts]
     totals = BatchTotals(num_tokens=sum(row.num_trained for row in rows), num_rows=len(rows))
     if skip_zero_advantage:
         rows = [row for row in rows if row.advantage != 0.0 and row.num_trained > 0]

@@ -11,7 +11,7 @@ from r1lab.grpo.score import RewardFunction, score_groups
 from r1lab.types import Completion, Prompt, Rollout, RolloutGroup
 
 Sampler = Callable[[list[list[int]], list[list[int]]], list[list[Completion]]]
-"""(prompt_ids [P][...], seeds [P][G]) -> G completions for each prompt. A seed fixes its completion's random numbers."""
+"""(prompt_ids [P][...], seeds [P][G]) -> G completions a prompt. A seed fixes its completion's random numbers."""
 
 Gather = Callable[[list], list]
 """Concatenates a list over all processes, in the order of their ranks: `accelerate.utils.gather_object`."""

@@ -12,7 +12,9 @@ class RewardError(RuntimeError):
     """A reward function raised, or returned something that is not one number or None per completion."""
 
 
-def score_groups(groups: Sequence[RolloutGroup], reward_funcs: Sequence[RewardFunction], weights: Sequence[float]) -> None:
+def score_groups(
+    groups: Sequence[RolloutGroup], reward_funcs: Sequence[RewardFunction], weights: Sequence[float]
+) -> None:
     """Fills in `rewards` and `reward` of every rollout.
 
     Each function is called once for all rollouts, by keyword: `prompts`, `completions`, `completion_ids` and every
@@ -63,9 +65,13 @@ def _call(function: RewardFunction, name: str, arguments: dict[str, list], count
     try:
         values = list(values)
     except TypeError as error:
-        raise RewardError(f"reward function {name!r} returned {type(values).__name__}; return a list of numbers") from error
+        raise RewardError(
+            f"reward function {name!r} returned {type(values).__name__}; return a list of numbers"
+        ) from error
     if len(values) != count:
-        raise RewardError(f"reward function {name!r} returned {len(values)} values for {count} completions; return one each")
+        raise RewardError(
+            f"reward function {name!r} returned {len(values)} values for {count} completions; return one each"
+        )
     return [_number(value, name) for value in values]
 
 
@@ -82,5 +88,7 @@ def _number(value, name: str) -> float | None:
 
 
 def _weighted_sum(rollout: Rollout, names: Sequence[str], weights: Sequence[float]) -> float:
-    parts = [w * rollout.rewards[name] for name, w in zip(names, weights, strict=True) if rollout.rewards[name] is not None]
+    parts = [
+        w * rollout.rewards[name] for name, w in zip(names, weights, strict=True) if rollout.rewards[name] is not None
+    ]
     return sum(parts) if parts else math.nan

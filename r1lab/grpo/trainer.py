@@ -103,7 +103,9 @@ class GRPOTrainer:
         )
         if ref_model is not None:
             ref_model.to(self.accelerator.device)
-        return PolicyUpdater(config, self.accelerator, model, self.policy, optimizer, scheduler, pad_token_id, ref_model)
+        return PolicyUpdater(
+            config, self.accelerator, model, self.policy, optimizer, scheduler, pad_token_id, ref_model
+        )
 
     def step(self) -> StepOutput:
         """Sample, score, compare, update.
@@ -157,7 +159,9 @@ class GRPOTrainer:
             )
 
     def _count_tokens(self, groups: Sequence[RolloutGroup]) -> int:
-        own = sum(len(group.prompt.token_ids) + sum(len(r.completion.token_ids) for r in group.rollouts) for group in groups)
+        own = sum(
+            len(group.prompt.token_ids) + sum(len(r.completion.token_ids) for r in group.rollouts) for group in groups
+        )
         self.num_tokens += sum(gather_object([own]))
         return self.num_tokens
 

@@ -46,9 +46,7 @@ class LatentCache:
         """Tokens cached in a layer; 0 while the layer is empty."""
         return self._lengths[layer_idx] if layer_idx < len(self._lengths) else 0
 
-    def update(
-        self, kv_BTR: torch.Tensor, pe_BTP: torch.Tensor, layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, kv_BTR: torch.Tensor, pe_BTP: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Append T tokens to a layer.
 
         Returns (kv [B, S, R], pe [B, S, P]): views of everything cached, valid until the next call.

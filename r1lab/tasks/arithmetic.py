@@ -24,7 +24,7 @@ class Question:
 
     @property
     def split(self) -> str:
-        """"test" or "train". Two-number facts are all in train: they are the times table, not a generalisation."""
+        """ "test" or "train". Two-number facts are all in train: they are the times table, not a generalisation."""
         if isinstance(self.expression[1], int) and isinstance(self.expression[2], int):
             return "train"
         key = render(self.expression).encode()

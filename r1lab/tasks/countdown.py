@@ -45,7 +45,7 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """"test" or "train", the same for every order of the numbers."""
+        """ "test" or "train", the same for every order of the numbers."""
         key = f"{self.family} {sorted(self.numbers)} {self.target}".encode()
         return "test" if int.from_bytes(blake2b(key, digest_size=8).digest()) % TEST_SHARE == 0 else "train"
 

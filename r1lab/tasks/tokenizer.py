@@ -11,8 +11,8 @@ LARGEST_NUMBER = 255
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 SYMBOLS = list("+-*/=().,:?")
-WORDS = """User Assistant pick use two all of to make what is does
-    off yes no wait maybe so the answer try i think""".split()
+WORDS = ["User", "Assistant", "pick", "use", "two", "all", "of", "to", "make", "what", "is", "does", "off", "yes", "no"]
+WORDS += ["wait", "maybe", "so", "the", "answer", "try", "i", "think"]
 WORD_PATTERN = r"</?\w+>|\d+|[A-Za-z]+|\S"
 
 

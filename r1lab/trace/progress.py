@@ -1,10 +1,10 @@
 """A run's live view: a small table on a terminal, quiet log lines anywhere else.
 
-    with Progress(total_steps=400) as progress:
-        for step in range(1, 401):
-            ...
-            progress.update(step, metrics)
-            progress.show_sample(step, best=(text, reward), worst=(text, reward))
+with Progress(total_steps=400) as progress:
+    for step in range(1, 401):
+        ...
+        progress.update(step, metrics)
+        progress.show_sample(step, best=(text, reward), worst=(text, reward))
 """
 
 import math

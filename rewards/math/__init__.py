@@ -1,7 +1,7 @@
 """Final answers of mathematics problems: find them, compare them.
 
-    extract_answer(text, mode="auto") -> str | None
-    verify(gold, answer) -> bool
+extract_answer(text, mode="auto") -> str | None
+verify(gold, answer) -> bool
 """
 
 from rewards.math.extract import extract_answer

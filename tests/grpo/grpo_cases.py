@@ -62,7 +62,9 @@ def good_share_of_even_prompts(completion_ids, is_even, **columns):
     return [share if even else 0.0 for share, even in zip(good_share(completion_ids), is_even, strict=True)]
 
 
-def make_trainer(policy: PolicyForCausalLM, reward=good_share, accelerator=None, num_prompts=16, **changes) -> GRPOTrainer:
+def make_trainer(
+    policy: PolicyForCausalLM, reward=good_share, accelerator=None, num_prompts=16, **changes
+) -> GRPOTrainer:
     config = make_config(**changes)
     engine = RolloutEngine(policy, eos_token_id=EOS)
     params = SamplingParams(

@@ -157,9 +157,22 @@ def policy():
 
     torch.manual_seed(0)
     config = DeepseekV3Config(
-        vocab_size=80, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8,
-        qk_rope_head_dim=8, v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        vocab_size=80,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
         first_k_dense_replace=1,
     )
     return PolicyForCausalLM(config)
@@ -242,8 +255,14 @@ def test_the_split_and_the_skipped_rows_leave_the_gradient_unchanged(loss_type):
         for batch in batches:
             logps, _ = completion_logps(model, batch)
             policy_loss(
-                logps, batch.old_logps, batch.advantages, batch.completion_mask, loss_type=loss_type,
-                max_completion_length=6, num_items_in_batch=totals.num_tokens, num_rows=totals.num_rows,
+                logps,
+                batch.old_logps,
+                batch.advantages,
+                batch.completion_mask,
+                loss_type=loss_type,
+                max_completion_length=6,
+                num_items_in_batch=totals.num_tokens,
+                num_rows=totals.num_rows,
             ).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for whole, split in zip(*gradients, strict=True):

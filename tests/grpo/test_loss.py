@@ -207,7 +207,12 @@ def test_by_hand(loss_type):
     old_logps = logps - torch.tensor([[1.5, 0.5], [0.5, 1.0]]).log()
     mask = torch.tensor([[True, True], [True, False]])
     loss = policy_loss(
-        logps, old_logps, torch.tensor([1.0, -2.0]), mask, loss_type=loss_type, max_completion_length=10,
+        logps,
+        old_logps,
+        torch.tensor([1.0, -2.0]),
+        mask,
+        loss_type=loss_type,
+        max_completion_length=10,
         epsilon_high=1.2 if loss_type == "cispo" else None,
     ).loss
     assert loss.item() == pytest.approx(BY_HAND[loss_type], rel=1e-6)
@@ -230,9 +235,11 @@ def test_nothing_to_train_is_a_loss_of_zero(loss_type):
 
 
 def test_combine_metrics_weighs_means_and_keeps_extremes():
-    parts = [LossOutput(torch.zeros(()), {"ratio/max": 2.0, "ratio/min": 0.5, "kl": 1.0}),
-             LossOutput(torch.zeros(()), {"ratio/max": 3.0, "ratio/min": 0.1, "kl": 4.0}),
-             LossOutput(torch.zeros(()), {"ratio/max": -math.inf, "ratio/min": math.inf, "kl": 0.0})]
+    parts = [
+        LossOutput(torch.zeros(()), {"ratio/max": 2.0, "ratio/min": 0.5, "kl": 1.0}),
+        LossOutput(torch.zeros(()), {"ratio/max": 3.0, "ratio/min": 0.1, "kl": 4.0}),
+        LossOutput(torch.zeros(()), {"ratio/max": -math.inf, "ratio/min": math.inf, "kl": 0.0}),
+    ]
     assert combine_metrics(parts, [1, 2, 0]) == {"ratio/max": 3.0, "ratio/min": 0.1, "kl": 3.0}
 
 
@@ -252,7 +259,10 @@ def test_combine_metrics_weighs_means_and_keeps_extremes():
 def test_bad_input_says_what_to_do(changes, message):
     rows = random_rows()
     arguments = {
-        "logps": rows.logps, "old_logps": rows.old_logps, "advantages": rows.advantages, "completion_mask": rows.mask
+        "logps": rows.logps,
+        "old_logps": rows.old_logps,
+        "advantages": rows.advantages,
+        "completion_mask": rows.mask,
     }
     with pytest.raises(ValueError, match=message):
         policy_loss(**arguments | changes)

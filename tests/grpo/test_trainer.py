@@ -20,7 +20,13 @@ def test_a_policy_learns_a_bandit(seed):
 
 SETTINGS = [
     {},
-    {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 2, "num_iterations": 2, "lr_scheduler_type": "cosine"},
+    {
+        "beta": 0.05,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 2,
+        "num_iterations": 2,
+        "lr_scheduler_type": "cosine",
+    },
     {"dynamic_sampling": True, "steps_per_generation": 2, "warmup_steps": 3},
 ]
 

@@ -64,7 +64,9 @@ def test_skipping_idle_rows_changes_neither_the_update_nor_the_experts_load(monk
     weights, metrics = _updated(groups)
     monkeypatch.setattr(update_module, "_has_routed_experts", lambda policy: False)
     monkeypatch.setattr(
-        update_module, "build_batches", lambda groups, **kw: build_batches(groups, **kw | {"skip_zero_advantage": False})
+        update_module,
+        "build_batches",
+        lambda groups, **kw: build_batches(groups, **kw | {"skip_zero_advantage": False}),
     )
     unskipped, unskipped_metrics = _updated(groups)
     assert largest_difference(weights, unskipped) < 1e-5
@@ -138,7 +140,12 @@ def test_beta_keeps_a_reference_and_trains_on_its_kl():
 def test_sync_moves_the_reference_towards_the_policy(alpha):
     policy = make_policy()
     trainer = make_trainer(
-        policy, beta=0.01, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=alpha, routing_bias_speed=0.1
+        policy,
+        beta=0.01,
+        sync_ref_model=True,
+        ref_model_sync_steps=2,
+        ref_model_mixup_alpha=alpha,
+        routing_bias_speed=0.1,
     )
     start = weights_of(trainer.updater.ref_model)
     trainer.step()
@@ -173,7 +180,9 @@ def break_policy(monkeypatch):
     def install(policy):
         broken, inner = [True], policy.hidden_states
         monkeypatch.setattr(
-            policy, "hidden_states", lambda *a, **kw: inner(*a, **kw) * (math.nan if broken and policy.training else 1.0)
+            policy,
+            "hidden_states",
+            lambda *a, **kw: inner(*a, **kw) * (math.nan if broken and policy.training else 1.0),
         )
         return broken
 

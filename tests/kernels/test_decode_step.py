@@ -59,8 +59,11 @@ def test_step_by_step_logits_equal_the_full_forward(decoder_class, variant):
     prefill = [2, 9, 14]  # ragged: each sequence has another length when single steps begin
     decoder = decoder_class(read_weights(policy, 24), 3, 24)
     slots, positions = [2, 0, 1], [np.arange(length) for length in prefill]
-    decoder.prefill(np.repeat(slots, prefill), np.concatenate([ids[i, :n] for i, n in enumerate(prefill)]),
-                    np.concatenate(positions))
+    decoder.prefill(
+        np.repeat(slots, prefill),
+        np.concatenate([ids[i, :n] for i, n in enumerate(prefill)]),
+        np.concatenate(positions),
+    )
     expected = policy(ids).logits
     for step in range(5):
         position = np.array([length + step for length in prefill])
@@ -100,6 +103,6 @@ def test_random_numbers_are_fixed_and_uniform():
     # splitmix64's published first output for seed 0 pins the hash.
     assert random_stream(0) == 0xE220A8397B1DCDAF
     numbers = random_uniform(np.repeat(stream, 20_000), np.arange(20_000))
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.bincount((numbers * 20).astype(int), minlength=20)
     assert ((counts - 1000) ** 2 / 1000).sum() < 50  # 19 degrees of freedom: p = 1e-4

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("shape", [(1, 128), (7, 72), (0, 16), (3, 5, 48), (600, 33), (5,), (2, 2), (9, 7)])
 def test_matches_reference(shape):
     x, weight = leaf(*shape), leaf(shape[-1], seed=1)
-    assert_same_function(
-        lambda: ops.rms_norm(x, weight, EPS), lambda: reference.rms_norm(x, weight, EPS), (x, weight)
-    )
+    assert_same_function(lambda: ops.rms_norm(x, weight, EPS), lambda: reference.rms_norm(x, weight, EPS), (x, weight))
 
 
 def test_reference_is_the_formula_in_double():

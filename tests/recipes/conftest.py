@@ -10,7 +10,11 @@ def run_recipe():
 
     def run(*arguments, timeout=300, **environment):
         return subprocess.run(
-            recipe_command(*arguments), env=recipe_environment(**environment), capture_output=True, text=True, timeout=timeout
+            recipe_command(*arguments),
+            env=recipe_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     return run

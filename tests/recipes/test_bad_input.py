@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from recipe_runs import TINY_RUN
 from transformers import DeepseekV3Config
 
 from r1lab.config import GRPOConfig
 from r1lab.model import PolicyForCausalLM
 from r1lab.run import RunConfig
-from recipe_runs import TINY_RUN
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,13 @@ def test_dataset_without_the_needed_column(run_recipe, tmp_path):
 def test_gold_column_missing_for_the_reward(run_recipe, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "1 + 1 ?"}) + "\n")
     process = run_recipe(
-        *TINY_RUN, "--output_dir", tmp_path / "run", "--dataset_name", tmp_path / "rows.jsonl", "--reward_funcs", "accuracy"
+        *TINY_RUN,
+        "--output_dir",
+        tmp_path / "run",
+        "--dataset_name",
+        tmp_path / "rows.jsonl",
+        "--reward_funcs",
+        "accuracy",
     )
     _assert_one_clear_error(process, "solution")
 

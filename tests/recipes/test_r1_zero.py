@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas
 import pytest
+from recipe_runs import TINY_RUN, recipe_command, recipe_environment
 from transformers import AutoTokenizer, DeepseekV3ForCausalLM
 
 from r1lab.trace import load_run
-from recipe_runs import TINY_RUN, recipe_command, recipe_environment
 
 
 def _weights_hash(run_dir: Path, step: int) -> str:
@@ -36,19 +36,24 @@ def test_a_run_leaves_everything_it_promises(finished_run):
     trained = run.metrics[run.metrics["step"] > 0]
     for name in ("reward", "reward_std", "rewards/countdown_reward/mean", "rewards/format_reward/mean", "loss",
                  "completions/mean_length", "completions/clipped_ratio", "frac_reward_zero_std", "entropy", "grad_norm",
-                 "sampling/sampling_logp_difference/max", "moe/max_vio", "moe/bias_norm", "reflection/rate", "step_time",
+                 "sampling/sampling_logp_difference/max", "moe/max_vio", "moe/bias_norm", "reflection/rate",
+                 "step_time",
                  "num_tokens", "learning_rate"):  # fmt: skip
         assert trained[name].notna().all(), name
     assert trained["sampling/sampling_logp_difference/max"].max() < 1e-4
     assert trained["eval/n3/accuracy"].notna().tolist() == [False, True, False, True]
     completions = pandas.read_parquet(run_dir / "completions/completions_00001.parquet")
     assert len(completions) == 16
-    assert {"step", "prompt", "completion", "countdown_reward", "format_reward", "advantage"} <= set(completions.columns)
+    assert {"step", "prompt", "completion", "countdown_reward", "format_reward", "advantage"} <= set(
+        completions.columns
+    )
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (run_dir / "config.yaml").exists()
     results = json.loads((run_dir / "results.json").read_text())
     for when in ("base", "final", "final_reflection_banned"):
-        assert {"accuracy", "accuracy_se", "accuracy_blind", "greedy_accuracy", "maj@2", "pass@2"} <= set(results[when]["n3"])
+        assert {"accuracy", "accuracy_se", "accuracy_blind", "greedy_accuracy", "maj@2", "pass@2"} <= set(
+            results[when]["n3"]
+        )
     assert "held-out n3" in process.stdout and str(run_dir) in process.stdout.replace("\n", "")
     assert results["final_reflection_banned"]["n3"]["reflection/rate"] == 0
 
@@ -80,10 +85,18 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(finished_r
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     run_dir = tmp_path / "zero"
-    arguments = [*TINY_RUN, "--output_dir", str(run_dir), "--max_steps", "1000", "--save_steps", "900", "--eval_steps", "0"]
-    process = subprocess.Popen(
-        recipe_command(*arguments), env=recipe_environment(), stderr=subprocess.PIPE, text=True
-    )
+    arguments = [
+        *TINY_RUN,
+        "--output_dir",
+        str(run_dir),
+        "--max_steps",
+        "1000",
+        "--save_steps",
+        "900",
+        "--eval_steps",
+        "0",
+    ]
+    process = subprocess.Popen(recipe_command(*arguments), env=recipe_environment(), stderr=subprocess.PIPE, text=True)
     metrics = run_dir / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
         assert process.poll() is None

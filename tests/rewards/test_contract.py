@@ -19,9 +19,7 @@ EVERY_REWARD = pytest.mark.parametrize("name", REWARDS)
 @EVERY_REWARD
 def test_trl_calls_with_keywords_and_extras(name):
     extras = {"trainer_state": object(), "log_extra": print, "log_metric": print, "unrelated": ["a", "b"]}
-    scores = REWARDS[name](
-        prompts=["p", "p"], completions=[GOOD, "no"], completion_ids=[[1], [2]], **COLUMNS, **extras
-    )
+    scores = REWARDS[name](prompts=["p", "p"], completions=[GOOD, "no"], completion_ids=[[1], [2]], **COLUMNS, **extras)
     assert scores == [1.0, 0.0] and all(type(score) is float for score in scores)
 
 

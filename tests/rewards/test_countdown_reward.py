@@ -10,20 +10,61 @@ from rewards import countdown_reward
 from rewards.countdown import ExpressionError, check_expression, evaluate, parse_expression
 
 VALUES = [
-    ("7", 7), ("1+2*3", 7), ("(1+2)*3", 9), ("10-3-2", 5), ("10-(3-2)", 9), ("12/4/3", 1), ("12/(4/3)", 9),
-    ("1/3", Fraction(1, 3)), ("1/3*3", 1), ("2−1", 1), ("6÷4×2", 3), ("2·3", 6), ("((((7))))", 7), (" 1 +\n2 ", 3),
-    ("3-5", -2), ("0*5", 0),
+    ("7", 7),
+    ("1+2*3", 7),
+    ("(1+2)*3", 9),
+    ("10-3-2", 5),
+    ("10-(3-2)", 9),
+    ("12/4/3", 1),
+    ("12/(4/3)", 9),
+    ("1/3", Fraction(1, 3)),
+    ("1/3*3", 1),
+    ("2−1", 1),
+    ("6÷4×2", 3),
+    ("2·3", 6),
+    ("((((7))))", 7),
+    (" 1 +\n2 ", 3),
+    ("3-5", -2),
+    ("0*5", 0),
 ]
 BROKEN = [
-    ("", "empty"), (" \n", "empty"), ("1+", "syntax"), ("*2", "syntax"), ("-3+5", "syntax"), ("5*-3", "syntax"),
-    ("+3", "syntax"), ("(-3)", "syntax"), ("12 3", "syntax"), ("1 2+3", "syntax"), ("(1)(2)", "syntax"), ("2(3)",
-    "syntax"),
-    ("(1+2", "syntax"), ("1+2)", "syntax"), ("()", "syntax"), ("2**3", "syntax"), ("7//2", "syntax"), ("2^3", "syntax"),
-    ("1e3", "syntax"), ("1.5", "syntax"), ("1,000", "syntax"), ("1_0", "syntax"), ("x", "syntax"), ("5!", "syntax"),
-    ("٣+٤", "syntax"), ("３+４", "syntax"), ("5²", "syntax"), ("1+2;3", "syntax"), ("__import__('os')", "syntax"),
-    ("1+\u200b2", "syntax"), ("1\x00", "syntax"), ("1/0", "division_by_zero"), ("1/(2-2)", "division_by_zero"),
-    ("(" * 60 + "1" + ")" * 60, "too_deep"), ("(" * 500, "too_deep"), ("1+" * 600 + "1", "too_long"), ("9" * 10**6,
-    "too_long"),
+    ("", "empty"),
+    (" \n", "empty"),
+    ("1+", "syntax"),
+    ("*2", "syntax"),
+    ("-3+5", "syntax"),
+    ("5*-3", "syntax"),
+    ("+3", "syntax"),
+    ("(-3)", "syntax"),
+    ("12 3", "syntax"),
+    ("1 2+3", "syntax"),
+    ("(1)(2)", "syntax"),
+    ("2(3)", "syntax"),
+    ("(1+2", "syntax"),
+    ("1+2)", "syntax"),
+    ("()", "syntax"),
+    ("2**3", "syntax"),
+    ("7//2", "syntax"),
+    ("2^3", "syntax"),
+    ("1e3", "syntax"),
+    ("1.5", "syntax"),
+    ("1,000", "syntax"),
+    ("1_0", "syntax"),
+    ("x", "syntax"),
+    ("5!", "syntax"),
+    ("٣+٤", "syntax"),
+    ("３+４", "syntax"),
+    ("5²", "syntax"),
+    ("1+2;3", "syntax"),
+    ("__import__('os')", "syntax"),
+    ("1+\u200b2", "syntax"),
+    ("1\x00", "syntax"),
+    ("1/0", "division_by_zero"),
+    ("1/(2-2)", "division_by_zero"),
+    ("(" * 60 + "1" + ")" * 60, "too_deep"),
+    ("(" * 500, "too_deep"),
+    ("1+" * 600 + "1", "too_long"),
+    ("9" * 10**6, "too_long"),
 ]
 
 
@@ -105,7 +146,9 @@ def test_check_expression(text, numbers, target, num_used, reason):
     assert check_expression(text, numbers, target, num_used) == reason
     reward = countdown_reward(
         completions=[f"<think>a</think> <answer>{text}</answer>"],
-        target=[target], numbers=[numbers], num_used=None if num_used is None else [num_used],
+        target=[target],
+        numbers=[numbers],
+        num_used=None if num_used is None else [num_used],
     )
     assert reward == [float(reason == "correct")]
 
@@ -153,9 +196,14 @@ def test_columns():
 
 @pytest.mark.parametrize(
     "text",
-    ["<answer>" + "(" * 10**6 + "</answer>", "<answer>" + "9*" * 499 + "9</answer>",
-    "<answer>1=" + "9" * 10**6 + "</answer>",
-     "<answer>" + "9" * 999 + "*" + "</answer>", "<answer>" * 10**5, "<answer>" + "1/" * 499 + "7</answer>"],
+    [
+        "<answer>" + "(" * 10**6 + "</answer>",
+        "<answer>" + "9*" * 499 + "9</answer>",
+        "<answer>1=" + "9" * 10**6 + "</answer>",
+        "<answer>" + "9" * 999 + "*" + "</answer>",
+        "<answer>" * 10**5,
+        "<answer>" + "1/" * 499 + "7</answer>",
+    ],
     ids=lambda text: text[8:20],
 )
 def test_hostile_completions_are_wrong_quickly(text):

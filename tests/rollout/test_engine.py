@@ -36,8 +36,9 @@ def test_greedy_is_transformers_generate(policy, backend):
     groups = engine.generate(prompts, SamplingParams(max_tokens=16, temperature=0.0))
     for prompt, (completion,) in zip(prompts, groups, strict=True):
         ids = torch.tensor([prompt])
-        expected = policy.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False,
-                                   pad_token_id=0)
+        expected = policy.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, pad_token_id=0
+        )
         assert completion.token_ids == expected[0, len(prompt) :].tolist()
         torch.testing.assert_close(
             torch.tensor(completion.logps), training_logps(policy, prompt, completion.token_ids, 1.0), atol=1e-4, rtol=0

@@ -7,9 +7,7 @@ from r1lab.kernels.cpu.library import c_function, pointer
 
 
 @torch.library.custom_op("r1lab::token_logps", mutates_args=(), device_types="cpu")
-def token_logps(
-    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def token_logps(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     hidden, head, targets = hidden.contiguous(), head.contiguous(), targets.contiguous()
     logps, entropy, lse = (torch.empty(targets.shape, dtype=hidden.dtype) for _ in range(3))
     bad = c_function("r1lab_token_logps", "pppppp" + "iii" + "di", returns_int=True)(

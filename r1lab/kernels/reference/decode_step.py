@@ -209,8 +209,14 @@ def _feed_forward(x_MD: torch.Tensor, layer: DecodeLayer, config: DecodeConfig) 
     y_MD = torch.zeros_like(x_MD)
     if layer.router is not None:
         topk_idx_MK, topk_weights_MK = moe_gate(
-            F.linear(x_MD.float(), layer.router.float()), layer.router_bias, config.n_group, config.topk_group,
-            config.num_experts_per_tok, config.norm_topk_prob, config.routed_scaling_factor)
+            F.linear(x_MD.float(), layer.router.float()),
+            layer.router_bias,
+            config.n_group,
+            config.topk_group,
+            config.num_experts_per_tok,
+            config.norm_topk_prob,
+            config.routed_scaling_factor,
+        )
         y_MD = moe_experts(x_MD, topk_idx_MK, topk_weights_MK, layer.experts_gate_up, layer.experts_down)
     if layer.mlp_gate is not None:
         y_MD = y_MD + F.linear(F.silu(F.linear(x_MD, layer.mlp_gate)) * F.linear(x_MD, layer.mlp_up), layer.mlp_down)
@@ -233,8 +239,10 @@ class ReferenceDecoder:
     def prefill(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
         """Run rows through the layers, filling the caches; rows of one slot in order of position, starting where its
         cache ends. Returns the final normed hidden states [M, D]."""
-        slot_M, token_M, position_M = (torch.as_tensor(a, dtype=torch.long, device=self.weights.embed.device)
-                                       for a in (slot_M, token_M, position_M))
+        slot_M, token_M, position_M = (
+            torch.as_tensor(a, dtype=torch.long, device=self.weights.embed.device)
+            for a in (slot_M, token_M, position_M)
+        )
         config = self.weights.config
         x_MD = self.weights.embed[token_M]
         for index, layer in enumerate(self.weights.layers):
@@ -271,8 +279,9 @@ class ReferenceDecoder:
         cos = self.weights.cos[position_M].to(x_MD.dtype)
         sin = self.weights.sin[position_M].to(x_MD.dtype)
         if layer.q_a is not None:
-            q = F.linear(rms_norm(F.linear(x_MD, layer.q_a, layer.q_a_bias), layer.q_a_norm, config.q_norm_eps),
-                         layer.q_b)
+            q = F.linear(
+                rms_norm(F.linear(x_MD, layer.q_a, layer.q_a_bias), layer.q_a_norm, config.q_norm_eps), layer.q_b
+            )
         else:
             q = F.linear(x_MD, layer.q_b)
         sizes = (config.qk_nope_head_dim, config.qk_rope_head_dim)
