@@ -7,7 +7,7 @@ differentiable once (first derivatives), and go through torch.compile, DDP and F
 import torch
 from torch import Tensor
 
-from r1lab.kernels import reference
+from r1lab.kernels import cpu, reference  # noqa: F401  importing `cpu` registers its ops
 from r1lab.kernels.build import load_extension
 
 __all__ = ["moe_experts", "moe_gate", "rms_norm", "token_logps"]
