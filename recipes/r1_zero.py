@@ -142,7 +142,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, RunConfig, G
     named = {argument.partition("=")[0] for argument in arguments}
     if not named & {"--config", "--model_name_or_path", "--dataset_name"}:
         arguments = ["--config", str(MAIN_JOB), *arguments]
-    return TrlParser((ScriptArguments, RunConfig, GRPOConfig)).parse_args_and_config(arguments)
+    parser = TrlParser((ScriptArguments, RunConfig, GRPOConfig), allow_abbrev=False)
+    return parser.parse_args_and_config(arguments)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ PROBLEMS = {
 
 HIT_FIRST = 0.2
 """Chance that a first try is drawn to be right; a random try may hit as well."""
-SYSTEMATIC = 0.5
+SYSTEMATIC = 0.8
 """Share of the pick-two searchers that go through the pairs in reading order instead of at random."""
 MAX_TRIES = {"pick_two": 24, "countdown": 9}
 GIVE_UP = 0.03

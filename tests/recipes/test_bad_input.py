@@ -56,7 +56,7 @@ def test_unknown_key_in_yaml(run_recipe, tmp_path):
         (["--max_completion_length", "1020"], "leaves beside max_completion_length"),
         (["--max_completion_length", "5000"], "fills the model's context of 1024"),
         (["--task", "sudoku"], "unknown task 'sudoku'"),
-        (["--reward_funcs", "applause"], "applause"),
+        (["--reward_funcs", "applause", "format"], "applause"),
         (["--resume_from_checkpoint", "/no/such/run"], "no such directory"),
     ],
 )
