@@ -16,7 +16,7 @@ pretrain: $(INSTALLED)  ## make the embedded base again
 	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/pretrain.py $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 install: $(INSTALLED)
 

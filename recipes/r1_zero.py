@@ -23,7 +23,7 @@ from r1lab.config import GRPOConfig
 from r1lab.evaluate import evaluate_split, reflection_token_ids
 from r1lab.grpo.score import RewardError
 from r1lab.grpo.trainer import GRPOTrainer, TrainingDiverged
-from r1lab.loading import LoadingError, load_policy, load_prompts
+from r1lab.loading import load_policy, load_prompts
 from r1lab.report import print_results
 from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams
 from r1lab.run import Interrupted, Run, RunConfig
@@ -146,19 +146,16 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, RunConfig, G
     return parser.parse_args_and_config(arguments)
 
 
-if __name__ == "__main__":
+def run_command(arguments: list[str]) -> None:
+    """The recipe from its command line; a mistake ends it with one clear line and exit code 1, Ctrl-C with 130."""
     try:
-        main(*parse_arguments(sys.argv[1:]))
-    except (
-        ValueError,
-        OSError,
-        FloatingPointError,
-        CheckpointError,
-        LoadingError,
-        RewardError,
-        TrainingDiverged,
-    ) as error:
+        main(*parse_arguments(arguments))
+    except (ValueError, OSError, FloatingPointError, CheckpointError, RewardError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_command(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Put the seeds of one recipe together: a JSON file, a table for the README, and their curves in one picture.
 
-    python recipes/summarize.py --name r1_zero --run_dirs runs/seed0 runs/seed1 runs/seed2
+python recipes/summarize.py --name r1_zero --run_dirs runs/seed0 runs/seed1 runs/seed2
 """
 
 import json

@@ -1,7 +1,11 @@
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from recipe_runs import recipe_command, recipe_environment
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "recipes"))
 
 
 @pytest.fixture
