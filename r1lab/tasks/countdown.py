@@ -16,7 +16,7 @@ from itertools import combinations
 
 from r1lab.tasks.expressions import Expression, combine, evaluate, random_expression
 
-MAX_NUMBER = {"pick_two": 20, "countdown": 10}
+MAX_NUMBER = {"pick_two": 20, "countdown": 12}
 MAX_TARGET = 40
 TEST_SHARE = 10
 """One problem in `TEST_SHARE` belongs to the test split."""

@@ -148,3 +148,8 @@ def test_prompt_problems_are_named():
         encode_prompts(rows.remove_columns("prompt"), tokenizer, max_length=64)
     with pytest.raises(ValueError, match="row 0: prompt is int"):
         encode_prompts(rows.remove_columns("prompt").add_column("prompt", [1, 2, 3]), tokenizer, max_length=64)
+
+
+@pytest.mark.parametrize(("task", "difficulty"), [(task, n) for task, shares in TASKS.items() for n in shares])
+def test_every_split_has_300_held_out_problems(task, difficulty):
+    assert len(load_task(task, "test", 300, 1, difficulty)) == 300
