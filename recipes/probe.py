@@ -3,8 +3,8 @@
     python recipes/probe.py [MODEL_DIR] [--task pick_two] [--num_problems 300] [--num_samples 8]
 
 RL can only amplify a habit that pays, so look here before a run: is an attempt worked out right (`arithmetic`), is its
-distance to the target right (`distance`), does a hit get its 'yes' and a miss none (`verdict`), and is the attempt
-that was accepted the answer that is handed in (`copy`)?
+distance to the target right (`distance`), does a hit get its 'yes' and a miss none (`yes_on_hit`, `yes_on_miss`), is
+the last attempt the answer that is handed in (`copy`), and is it made of the given numbers (`given`)?
 """
 
 import json
@@ -20,7 +20,10 @@ from r1lab.loading import load_policy
 from r1lab.rollout import RolloutEngine, SamplingParams
 from r1lab.tasks import TASKS, encode_prompts, load_task
 from r1lab.trace.reflection import parse_attempts
-from rewards.countdown import ExpressionError, evaluate
+from rewards.countdown import ExpressionError, check_expression, evaluate
+
+RIGHT_NUMBERS = ("correct", "wrong_value")
+"""What `check_expression` says of an expression made of the given numbers."""
 
 
 @dataclass
@@ -34,9 +37,11 @@ class ProbeArguments:
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
 
 
-def probe_text(text: str, target: int) -> dict[str, list[bool]]:
+def probe_text(text: str, columns: dict) -> dict[str, list[bool]]:
     """Every chance that a completion had to show a skill, and whether it did."""
-    shown: dict[str, list[bool]] = {"arithmetic": [], "distance": [], "yes_on_hit": [], "yes_on_miss": [], "copy": []}
+    skills = ("arithmetic", "distance", "yes_on_hit", "yes_on_miss", "copy", "given")
+    shown: dict[str, list[bool]] = {skill: [] for skill in skills}
+    numbers, target = columns["numbers"], columns["target"]
     attempts = parse_attempts(text)
     for attempt in attempts:
         try:
@@ -44,6 +49,9 @@ def probe_text(text: str, target: int) -> dict[str, list[bool]]:
         except ExpressionError:
             continue
         shown["arithmetic"].append(value == attempt.value)
+        shown["given"].append(
+            check_expression(attempt.expression, numbers, target, columns["num_used"]) in RIGHT_NUMBERS
+        )
         shown["distance"].append(attempt.off == abs(attempt.value - target))
         verdict = re.match(r"[ .]*(\w+)", text[attempt.end :])
         if verdict:
@@ -65,7 +73,7 @@ def main(args: ProbeArguments) -> None:
         totals: dict[str, list[bool]] = {}
         for prompt, group in zip(prompts, engine.generate([p.token_ids for p in prompts], params), strict=True):
             for completion in group:
-                for skill, shown in probe_text(decode(completion.token_ids), prompt.columns["target"]).items():
+                for skill, shown in probe_text(decode(completion.token_ids), prompt.columns).items():
                     totals.setdefault(skill, []).extend(shown)
         rates = {skill: [round(sum(s) / len(s), 4) if s else None, len(s)] for skill, s in totals.items()}
         print(f"{args.task} n={difficulty}", json.dumps(rates))
