@@ -2,18 +2,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LAUNCH := $(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export OMP_NUM_THREADS ?= $(shell nproc)
 
 .PHONY: r1-zero countdown pretrain test install clean
 
 r1-zero: $(INSTALLED)  ## the main job: a base model learns to reason by RL alone
-	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/r1_zero.py $(ARGS)
+	$(LAUNCH) recipes/r1_zero.py $(ARGS)
 
 countdown: $(INSTALLED)  ## the same on real Countdown
-	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/r1_zero.py --config recipes/configs/countdown.yaml $(ARGS)
+	$(LAUNCH) recipes/r1_zero.py --config recipes/configs/countdown.yaml $(ARGS)
 
 pretrain: $(INSTALLED)  ## make the embedded base again
-	$(BIN)/accelerate launch --num_processes 1 --cpu recipes/pretrain.py $(ARGS)
+	$(LAUNCH) recipes/pretrain.py $(ARGS)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
