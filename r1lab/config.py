@@ -80,12 +80,12 @@ class GRPOConfig:
         _one_of(self, "scale_rewards", SCALE_REWARDS)
         for name in ("generation_batch_size", "max_completion_length", "num_iterations", "steps_per_generation",
                      "max_steps", "max_tokens_per_batch", "max_skipped_steps"):  # fmt: skip
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         for name in ("temperature", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         for name in ("top_k", "beta", "max_grad_norm", "max_resamples", "warmup_steps", "routing_bias_speed"):
-            _at_least(self, name, 0)
+            at_least(self, name, 0)
         if self.num_generations < 2:
             raise ValueError(f"num_generations={self.num_generations}: a group needs at least 2 completions to compare")
         if self.generation_batch_size % self.num_generations:
@@ -111,6 +111,7 @@ def _one_of(config: GRPOConfig, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={getattr(config, name)!r}: use one of {', '.join(choices)}")
 
 
-def _at_least(config: GRPOConfig, name: str, bound: float) -> None:
+def at_least(config: object, name: str, bound: float) -> None:
+    """Raises ValueError, naming the field and its value, when a field of a config is below `bound`."""
     if getattr(config, name) < bound:
         raise ValueError(f"{name}={getattr(config, name)}: must be at least {bound}")

@@ -137,15 +137,14 @@ def load_rows(name: str, script: Any, tokenizer: Any) -> Dataset:
     system_prompt = SYSTEM_PROMPT if script.system_prompt is None else script.system_prompt
     is_chat = getattr(tokenizer, "chat_template", None) is not None
 
-    def add_prompt(row: dict) -> dict:
-        problem = row[prompt_column]
+    def build_prompt(problem: str | list[dict]) -> str | list[dict]:
         if not isinstance(problem, str):
-            return {"prompt": problem}
+            return problem
         if is_chat:
-            return {"prompt": [{"role": "system", "content": system_prompt}, {"role": "user", "content": problem}]}
-        return {"prompt": f"{system_prompt} User: {problem} Assistant:"}
+            return [{"role": "system", "content": system_prompt}, {"role": "user", "content": problem}]
+        return f"{system_prompt} User: {problem} Assistant:"
 
-    prompts = [add_prompt(row)["prompt"] for row in rows]
+    prompts = [build_prompt(problem) for problem in rows[prompt_column]]
     others = rows.remove_columns(sorted({prompt_column, "prompt"} & set(rows.column_names)))
     solution_column = script.solution_column or next((c for c in SOLUTION_COLUMNS if c in others.column_names), None)
     if solution_column is not None and solution_column != "solution":

@@ -18,15 +18,21 @@ ROWS = {
     "right turned wrong by reconsidering": "reflection/inverse_rate",
     "cut at the length limit": "clipped_ratio",
 }
+COLUMNS = ("base", "final", "final_reflection_banned")
+"""The evaluations of a run, in the order of a table."""
+
+
+def table_rows(result: dict[str, float]) -> dict[str, str]:
+    """Label -> key of every share that a table shows of one split's result, its maj@k and pass@k included."""
+    sampled = [key for key in result if key.startswith(("maj@", "pass@", "pass_blind@")) and not key.endswith("@1")]
+    return ROWS | {key.replace("_blind", ", format-blind,"): key for key in sampled}
 
 
 def print_results(results: dict[str, Any], directory: Path, seconds: float) -> None:
     """Prints base, final and final-without-reflection results of every split, and where the run's files are."""
     console = Console()
     for split in results.get("final", {}):
-        columns = {
-            when: results[when][split] for when in ("base", "final", "final_reflection_banned") if when in results
-        }
+        columns = {when: results[when][split] for when in COLUMNS if when in results}
         console.print(_build_table(split, columns))
     console.print(f"{seconds / 60:.1f} minutes; metrics, completions, checkpoints and curves.png are in {directory}")
 
@@ -37,8 +43,7 @@ def _build_table(split: str, columns: dict[str, dict[str, float]]) -> Table:
     table.add_column("")
     for when in columns:
         table.add_column(when.replace("_", " "), justify="right")
-    sampled = [key for key in first if key.startswith(("maj@", "pass@", "pass_blind@")) and not key.endswith("@1")]
-    for label, key in (ROWS | {key.replace("_blind", ", format-blind,"): key for key in sampled}).items():
+    for label, key in table_rows(first).items():
         table.add_row(label, *(_percent(column.get(key), column.get(f"{key}_se")) for column in columns.values()))
     table.add_row("mean length, tokens", *(f"{column['mean_length']:.0f}" for column in columns.values()))
     return table

@@ -28,6 +28,7 @@ from r1lab.checkpoint import (
     restore_rng_state,
     save_checkpoint,
 )
+from r1lab.config import at_least
 from r1lab.grpo.score import reward_name
 from r1lab.grpo.trainer import GRPOTrainer, StepOutput
 from r1lab.trace.curves import plot_curves
@@ -65,8 +66,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("save_steps", "save_total_limit", "eval_num_problems", "eval_num_samples", "final_num_problems",
                      "final_num_samples", "show_sample_steps"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            at_least(self, name, 1)
         if self.eval_steps < 0:
             raise ValueError(f"eval_steps={self.eval_steps}: use 0 for never, or a positive number")
 
@@ -149,10 +149,9 @@ class Run:
             TrainingDiverged, RewardError, CheckpointError: see there.
         """
         max_steps = self.trainer.config.max_steps
-        last_saved = self.trainer.step_index
         started = time.perf_counter() - self.seconds
         with (
-            Progress(max_steps, first_step=last_saved, enabled=self.is_main) as self.progress,
+            Progress(max_steps, first_step=self.trainer.step_index, enabled=self.is_main) as self.progress,
             _interrupt_flag() as is_interrupted,
         ):
             if self.trainer.step_index == 0 and self.evaluators:
@@ -205,20 +204,21 @@ class Run:
         """Main process only; the others wait at the next exchange."""
         if not self.is_main:
             return {}
-        results = {split: run(num_problems, num_samples) for split, run in self.evaluators.items()}
-        return {f"eval/{split}/{name}": value for split, result in results.items() for name, value in result.items()}
+        return _flat(self._evaluate_splits(num_problems, num_samples))
+
+    def _evaluate_splits(self, *sizes: int, **options: bool) -> dict[str, dict[str, float]]:
+        return {split: evaluate(*sizes, **options) for split, evaluate in self.evaluators.items()}
 
     def _evaluate_fully(self, when: str) -> None:
         if not self.is_main:
             return
         sizes = self.config.final_num_problems, self.config.final_num_samples
         self.progress.message(f"evaluating the {when} policy on {', '.join(self.evaluators)} ...")
-        self.results[when] = {split: run(*sizes) for split, run in self.evaluators.items()}
+        self.results[when] = self._evaluate_splits(*sizes)
         if when == "base":
             self.metrics.append({"step": 0, **_flat(self.results["base"])})
         else:
-            banned = {split: run(*sizes, ban_reflection=True) for split, run in self.evaluators.items()}
-            self.results["final_reflection_banned"] = banned
+            self.results["final_reflection_banned"] = self._evaluate_splits(*sizes, ban_reflection=True)
 
     def _save(self) -> None:
         if self.is_main:
@@ -263,8 +263,9 @@ def _as_path_or_flag(value: str | None) -> str | bool | None:
 
 
 def _resume_command() -> str:
-    arguments = [a for a in sys.argv if not a.startswith("--resume_from_checkpoint")]
-    return f"accelerate launch {shlex.join(arguments)} --resume_from_checkpoint true"
+    # Of an option given twice the last one counts, so an earlier --resume_from_checkpoint may stay.
+    again = " --resume_from_checkpoint true"
+    return f"accelerate launch {shlex.join(sys.argv).removesuffix(again)}{again}"
 
 
 @contextmanager

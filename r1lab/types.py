@@ -6,7 +6,7 @@ Every stage of r1lab reads the type to its left and makes the one to its right; 
 each other, they meet here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -85,6 +85,11 @@ class TrainBatch:
     the first update, whose ratio is 1)."""
     ref_logps: torch.Tensor | None = None
     """[B, T - 1] float, the reference policy's; None without a KL term."""
+
+    def to(self, device: torch.device) -> "TrainBatch":
+        """The same batch with every tensor on `device`."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return TrainBatch(**{name: None if value is None else value.to(device) for name, value in values.items()})
 
 
 @dataclass(slots=True)

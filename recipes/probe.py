@@ -1,6 +1,6 @@
 """Measure the skills that search-and-verify stands on, in what a policy itself writes on held-out problems.
 
-    python recipes/probe.py [MODEL_DIR] [--task pick_two] [--num_problems 300] [--num_samples 8]
+    python recipes/probe.py [--model_name_or_path DIR] [--task pick_two] [--num_problems 300] [--num_samples 8]
 
 RL can only amplify a habit that pays, so look here before a run: is an attempt worked out right (`arithmetic`), is its
 distance to the target right (`distance`), does a hit get its 'yes' and a miss none (`yes_on_hit`, `yes_on_miss`), is
@@ -16,7 +16,7 @@ from r1_zero import BASE
 from trl import TrlParser
 
 from r1lab.evaluate import find_answer
-from r1lab.loading import load_policy
+from r1lab.loading import EVAL_SEED, load_policy
 from r1lab.rollout import RolloutEngine, SamplingParams
 from r1lab.tasks import TASKS, encode_prompts, load_task
 from r1lab.trace.reflection import parse_attempts
@@ -68,7 +68,7 @@ def main(args: ProbeArguments) -> None:
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     params = SamplingParams(n=args.num_samples, max_tokens=args.max_completion_length, seed=1)
     for difficulty in TASKS[args.task]:
-        rows = load_task(args.task, "test", args.num_problems, 1, difficulty)
+        rows = load_task(args.task, "test", args.num_problems, EVAL_SEED, difficulty)
         prompts = encode_prompts(rows, tokenizer, max_length=512)
         totals: dict[str, list[bool]] = {}
         for prompt, group in zip(prompts, engine.generate([p.token_ids for p in prompts], params), strict=True):

@@ -10,21 +10,10 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from r1lab.report import COLUMNS, table_rows
 from r1lab.trace.curves import plot_curves
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-ROWS = {
-    "accuracy, sampled": "accuracy",
-    "accuracy, format-blind": "accuracy_blind",
-    "accuracy, greedy": "greedy_accuracy",
-    "well formed": "format",
-    "reflects": "reflection/rate",
-    "right when the first try was wrong and reconsidered": "reflection/p_correct_wrong_first_reconsidered",
-    "right when the first try was wrong and not reconsidered": "reflection/p_correct_wrong_first_not_reconsidered",
-    "right turned wrong": "reflection/inverse_rate",
-    "cut at the length limit": "clipped_ratio",
-}
 
 
 @dataclass
@@ -51,15 +40,15 @@ def read_results(run_dir: str) -> dict:
 def build_table(seeds: list[dict]) -> str:
     """Markdown: mean over seeds, with the seeds' range in brackets where there are several."""
     lines = []
-    columns = ("base", "final", "final_reflection_banned")
     for split, base in seeds[0]["base"].items():
         lines += ["", f"**{split}** ({base['num_problems']} held-out problems, {len(seeds)} seeds)", ""]
         lines += ["| | base | after RL | after RL, reflection banned |", "|---|---|---|---|"]
-        names = ROWS | {name: name for name in base if name.startswith(("maj@", "pass")) and not name.endswith("@1")}
-        for label, key in names.items():
-            cells = [_cell([seed[column][split].get(key) for seed in seeds]) for column in columns]
+        for label, key in table_rows(base).items():
+            cells = [_cell([seed[column][split].get(key) for seed in seeds]) for column in COLUMNS]
+            # A bar in a label would end the cell.
+            label = label.replace("|", "\\|")
             lines.append(f"| {label} | {' | '.join(cells)} |")
-        lengths = [f"{statistics.mean(seed[column][split]['mean_length'] for seed in seeds):.0f}" for column in columns]
+        lengths = [f"{statistics.mean(seed[column][split]['mean_length'] for seed in seeds):.0f}" for column in COLUMNS]
         lines.append(f"| mean length, tokens | {' | '.join(lengths)} |")
     return "\n".join(lines)
 

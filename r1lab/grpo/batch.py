@@ -42,7 +42,7 @@ def build_batches(
     rows = [_row(group.prompt, rollout, mask_truncated_completions) for group in groups for rollout in group.rollouts]
     totals = BatchTotals(num_tokens=sum(row.num_trained for row in rows), num_rows=len(rows))
     if skip_zero_advantage:
-        rows = [row for row in rows if row.advantage != 0.0 and row.num_trained > 0]
+        rows = [row for row in rows if row.has_gradient]
     rows.sort(key=lambda row: len(row.token_ids), reverse=True)
     batches = [_pad(chunk, pad_token_id) for chunk in _chunks(rows, max_tokens_per_batch)]
     return batches, totals
@@ -55,18 +55,29 @@ class _Row:
     rollout_logps: list[float]
     advantage: float
     num_trained: int
+    has_gradient: bool
+
+
+def has_gradient(rollout: Rollout, mask_truncated_completions: bool) -> bool:
+    """Whether a rollout can move the policy under a loss without a KL or entropy term."""
+    return rollout.advantage != 0.0 and _num_trained(rollout.completion, mask_truncated_completions) > 0
+
+
+def _num_trained(completion: Completion, mask_truncated: bool) -> int:
+    is_masked = mask_truncated and completion.finish_reason == "length"
+    return 0 if is_masked else len(completion.token_ids)
 
 
 def _row(prompt: Prompt, rollout: Rollout, mask_truncated: bool) -> _Row:
     completion = rollout.completion
     _check(prompt, completion)
-    masked = mask_truncated and completion.finish_reason == "length"
     return _Row(
         token_ids=prompt.token_ids + completion.token_ids,
         prompt_length=len(prompt.token_ids),
         rollout_logps=completion.logps,
         advantage=rollout.advantage,
-        num_trained=0 if masked else len(completion.token_ids),
+        num_trained=_num_trained(completion, mask_truncated),
+        has_gradient=has_gradient(rollout, mask_truncated),
     )
 
 

@@ -11,11 +11,11 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from r1lab.config import GRPOConfig
-from r1lab.grpo.batch import BatchTotals, build_batches
+from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
 from r1lab.grpo.logps import completion_logps
 from r1lab.grpo.loss import combine_metrics, policy_loss
 from r1lab.model import update_routing_bias
-from r1lab.types import LossOutput, Rollout, RolloutGroup, TrainBatch
+from r1lab.types import LossOutput, RolloutGroup, TrainBatch
 
 
 @dataclass(slots=True)
@@ -66,24 +66,26 @@ class PolicyUpdater:
 
     def _build(self, groups: Sequence[RolloutGroup]) -> Minibatch:
         limits = {"pad_token_id": self.pad_token_id, "max_tokens_per_batch": self.config.max_tokens_per_batch}
-        skip = self.config.beta == 0
+        skip, mask_truncated = self.config.beta == 0, self.config.mask_truncated_completions
         batches, own = build_batches(
-            groups,
-            **limits,
-            skip_zero_advantage=skip,
-            mask_truncated_completions=self.config.mask_truncated_completions,
+            groups, **limits, skip_zero_advantage=skip, mask_truncated_completions=mask_truncated
         )
-        idle = [RolloutGroup(group.prompt, [r for r in group.rollouts if self._is_idle(r)]) for group in groups]
-        counts_load = skip and self.config.routing_bias_speed > 0 and _has_routed_experts(self.policy)
-        skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0] if counts_load else []
+        skipped = []
+        if skip and self.config.routing_bias_speed > 0 and _has_routed_experts(self.policy):
+            idle = [
+                RolloutGroup(group.prompt, [r for r in group.rollouts if not has_gradient(r, mask_truncated)])
+                for group in groups
+            ]
+            skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0]
         totals = gather_object([(own.num_tokens, own.num_rows)])
-        return Minibatch(batches, skipped, BatchTotals(sum(t for t, _ in totals), sum(r for _, r in totals)))
+        device = self.accelerator.device
+        return Minibatch(
+            [batch.to(device) for batch in batches],
+            [batch.to(device) for batch in skipped],
+            BatchTotals(sum(t for t, _ in totals), sum(r for _, r in totals)),
+        )
 
-    def _is_idle(self, rollout: Rollout) -> bool:
-        completion = rollout.completion
-        is_masked = self.config.mask_truncated_completions and completion.finish_reason == "length"
-        return rollout.advantage == 0 or is_masked or not completion.token_ids
-
+    @torch.no_grad()
     def _add_logps(self, minibatch: Minibatch, needs_old: bool) -> None:
         """Records the logps of the policy before this phase, where later updates need them, and the reference's.
 
@@ -92,17 +94,10 @@ class PolicyUpdater:
         # Not in training mode: these passes must not count for the experts' load.
         self.model.eval()
         for batch in minibatch.batches:
-            batch.input_ids = batch.input_ids.to(self.accelerator.device)
-            batch.attention_mask = batch.attention_mask.to(self.accelerator.device)
-            batch.completion_mask = batch.completion_mask.to(self.accelerator.device)
-            batch.advantages = batch.advantages.to(self.accelerator.device)
-            batch.rollout_logps = batch.rollout_logps.to(self.accelerator.device)
-            with torch.no_grad():
-                if needs_old:
-                    batch.old_logps = completion_logps(self.policy, batch, self.config.temperature)[0]
-                if self.ref_model is not None:
-                    batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
-        self.model.train()
+            if needs_old:
+                batch.old_logps = completion_logps(self.policy, batch, self.config.temperature)[0]
+            if self.ref_model is not None:
+                batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
 
     def _update_once(self, minibatch: Minibatch, is_first: bool) -> dict[str, float]:
         outputs, differences = [], []
@@ -181,9 +176,8 @@ class PolicyUpdater:
     @torch.no_grad()
     def _count_load(self, batches: list[TrainBatch]) -> None:
         self.model.train()
-        device = self.accelerator.device
         for batch in batches:
-            self.policy.hidden_states(batch.input_ids.to(device), batch.attention_mask.to(device))
+            self.policy.hidden_states(batch.input_ids, batch.attention_mask)
 
 
 def _split(groups: Sequence[RolloutGroup], parts: int) -> Iterator[Sequence[RolloutGroup]]:

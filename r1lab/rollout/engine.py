@@ -81,9 +81,6 @@ class RolloutEngine:
         run.sample(sampling)
         return run.completions()
 
-    def sync_weights(self) -> None:
-        """Nothing to do: `generate` reads the weights itself. Kept for engines that hold a copy."""
-
     def _choose_backend(self, backend: str) -> str:
         if backend not in ("auto", "cpu", "reference"):
             raise ValueError(f"backend={backend!r}: use 'auto', 'cpu' or 'reference'")

@@ -71,9 +71,6 @@ class HFRolloutEngine:
                 completions += self._generate_batch(requests[batch], params)
         return [completions[start : start + params.n] for start in range(0, len(completions), params.n)]
 
-    def sync_weights(self) -> None:
-        """Nothing to do: `generate` runs the model itself."""
-
     @property
     def _context(self) -> int:
         return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30

@@ -2,9 +2,8 @@
 
 import random
 from dataclasses import dataclass
-from hashlib import blake2b
 
-from r1lab.tasks.countdown import MAX_NUMBER, TEST_SHARE
+from r1lab.tasks.countdown import MAX_NUMBER, split_of
 from r1lab.tasks.expressions import Expression, evaluate, random_expression, render
 
 
@@ -24,11 +23,13 @@ class Question:
 
     @property
     def split(self) -> str:
-        """ "test" or "train". Two-number facts are all in train: they are the times table, not a generalisation."""
+        """The question's split, "test" or "train".
+
+        Two-number facts are all in train: they are the times table, not a generalisation.
+        """
         if isinstance(self.expression[1], int) and isinstance(self.expression[2], int):
             return "train"
-        key = render(self.expression).encode()
-        return "test" if int.from_bytes(blake2b(key, digest_size=8).digest()) % TEST_SHARE == 0 else "train"
+        return split_of(render(self.expression))
 
 
 def draw_question(rng: random.Random, n: int, split: str) -> Question:

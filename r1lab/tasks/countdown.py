@@ -22,6 +22,11 @@ TEST_SHARE = 10
 """One problem in `TEST_SHARE` belongs to the test split."""
 
 
+def split_of(key: str) -> str:
+    """The split of what `key` names, by its hash: "test" for one in `TEST_SHARE`, else "train"."""
+    return "test" if int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % TEST_SHARE == 0 else "train"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Make `target` from `numbers`."""
@@ -45,9 +50,8 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """ "test" or "train", the same for every order of the numbers."""
-        key = f"{self.family} {sorted(self.numbers)} {self.target}".encode()
-        return "test" if int.from_bytes(blake2b(key, digest_size=8).digest()) % TEST_SHARE == 0 else "train"
+        """The problem's split, "test" or "train", the same for every order of the numbers."""
+        return split_of(f"{self.family} {sorted(self.numbers)} {self.target}")
 
 
 def draw_problem(rng: random.Random, family: str, n: int, split: str) -> Problem:
