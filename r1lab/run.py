@@ -178,15 +178,19 @@ class Run:
         if self.config.eval_steps and step % self.config.eval_steps == 0 and self.evaluators:
             metrics |= self._evaluate(self.config.eval_num_problems, self.config.eval_num_samples)
         if self.is_main:
-            self.metrics.append(metrics)
+            self._log(metrics)
             self.progress.update(step, metrics)
             if step % self.config.show_sample_steps == 0:
                 self._show_sample(step, output.groups)
         groups = gather_object(output.groups)
         if self.is_main:
             write_completions(self.directory, step, groups)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """One row to metrics.jsonl and, on the main process alone as accelerate has it, to the trackers."""
+        self.metrics.append(metrics)
         if self.config.log_with:
-            self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step)
+            self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, metrics["step"])
 
     def _reflection(self, groups: list[RolloutGroup]) -> dict[str, float]:
         pairs = gather_object([(r.text, r.rewards.get(self.accuracy_name) == 1.0) for g in groups for r in g.rollouts])
@@ -216,7 +220,7 @@ class Run:
         self.progress.message(f"evaluating the {when} policy on {', '.join(self.evaluators)} ...")
         self.results[when] = self._evaluate_splits(*sizes)
         if when == "base":
-            self.metrics.append({"step": 0, **_flat(self.results["base"])})
+            self._log({"step": 0, **_flat(self.results["base"])})
         else:
             self.results["final_reflection_banned"] = self._evaluate_splits(*sizes, ban_reflection=True)
 

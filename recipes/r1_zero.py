@@ -108,6 +108,8 @@ def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> 
         # The experts' load is counted by each process; DDP would overwrite it with the first one's.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if run_config.log_with and not accelerator.log_with:  # accelerate leaves out what it cannot import
+        raise ValueError(f"log_with={run_config.log_with!r}: not installed; pip install {run_config.log_with}")
     set_seed(config.seed)
     reward_funcs = [load_reward(name) for name in config.reward_funcs]
     policy, tokenizer = load_policy(script.model_name_or_path)

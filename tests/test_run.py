@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 import r1lab.checkpoint as checkpoint_module
 from r1lab.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
@@ -92,6 +93,40 @@ def test_evaluations_of_a_run(tmp_path):
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["final"] == results["final"] and saved["steps"] == 4
     assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
+
+
+class RecordingTracker(GeneralTracker):
+    """An accelerate tracker that keeps what it is given."""
+
+    name = "recording"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+
+def test_trackers_get_every_step_that_metrics_jsonl_gets(tmp_path):
+    tracker = RecordingTracker()
+    accelerator = Accelerator(cpu=True, log_with=tracker)
+    accelerator.init_trackers("project")
+    config = RunConfig(output_dir=str(tmp_path), eval_steps=2, log_with="recording")
+    Run(FakeTrainer(), config, accelerator, None, {"n3": Evaluator()}, {}).train()
+    rows = {row.pop("step"): row for row in _rows(tmp_path)}
+    assert [step for step, _ in tracker.logged] == list(rows)
+    for step, logged in tracker.logged:
+        # A NaN (undefined at this step) is null in JSON.
+        assert {name: value if value == value else None for name, value in logged.items()} == rows[step]
 
 
 @pytest.mark.parametrize("eval_steps", [0, 3])

@@ -10,16 +10,28 @@ four habits, in the shares of `HABITS`:
 
 Every attempt is worked out correctly; a check writes the distance to the target, `off 0` being a hit. Formats are
 mixed too (`FORMATS`): about four documents in ten put their work in <think> tags and their result in <answer> tags.
-Arithmetic questions and yes/no checks ("does 3 + 5 make 9 ?") fill the share `drill`; pretraining starts with more of
-them. What RL later amplifies is therefore here, as a minority habit: the result is a sharpening, not an invention.
+Exercises fill the share `drill`, and pretraining starts with more of them: arithmetic questions, yes/no checks ("does
+3 + 5 make 9 ?"), the last step to a target, and lists of attempts, worked out one after the other and left without a
+verdict or an answer. What RL later amplifies is therefore here, as a minority habit: the result is a sharpening, not
+an invention.
 """
 
 import random
 from collections.abc import Iterator
+from itertools import combinations
 
 from r1lab.tasks.arithmetic import Question, draw_question
-from r1lab.tasks.countdown import MAX_TARGET, Problem, draw_problem, scan_pairs
-from r1lab.tasks.expressions import MAX_VALUE, Expression, evaluate, random_expression, render, work_out
+from r1lab.tasks.countdown import MAX_NUMBER, MAX_TARGET, Problem, draw_problem, scan_pairs
+from r1lab.tasks.expressions import (
+    MAX_VALUE,
+    OPS,
+    Expression,
+    combine,
+    evaluate,
+    random_expression,
+    render,
+    work_out,
+)
 
 HABITS = {"direct": 0.35, "steps": 0.25, "check": 0.28, "wait": 0.12}
 FORMATS = {"tagged": 0.42, "plain": 0.22, "unclosed": 0.13, "answer_only": 0.12, "think_only": 0.11}
@@ -34,38 +46,79 @@ PROBLEMS = {
 
 HIT_FIRST = 0.2
 """Chance that a first try is drawn to be right; a random try may hit as well."""
-SYSTEMATIC = 0.8
-"""Share of the pick-two searchers that go through the pairs in reading order instead of at random."""
-MAX_TRIES = {"pick_two": 24, "countdown": 9}
+SYSTEMATIC = 0.9
+"""Share of the searchers that go through the pairs in reading order instead of at random, where that is short enough
+(pick-two, and Countdown with three numbers)."""
+NUM_GUESSES = 12
+MAX_TRIES = 9
+"""Of a search by guessing, the solution included."""
+MAX_LISTED = {True: 12, False: 6}
+"""Attempts in an exercise that lists them: in reading order, by guessing."""
 GIVE_UP = 0.03
+
+
+def _draw(rng: random.Random) -> Problem:
+    return draw_problem(rng, *_pick(rng, PROBLEMS), "train")
 
 
 def _pick(rng: random.Random, shares: dict):
     return rng.choices(list(shares), weights=shares.values())[0]
 
 
+def _finish(left: Expression, right: Expression, target: int) -> Expression:
+    """The two parts combined so as to come nearest to the target: people have a feeling for the last step."""
+    orders = [(op, *pair) for op in OPS for pair in ((left, right), (right, left))]
+    allowed = [draw for draw in orders if combine(draw[0], evaluate(draw[1]), evaluate(draw[2])) is not None]
+    return min(allowed, key=lambda draw: abs(evaluate(draw) - target))
+
+
+def _scan(problem: Problem) -> list[Expression]:
+    """Tries in reading order: each pair of numbers, combined in each way and (Countdown) finished with the third."""
+    if problem.family == "pick_two":
+        return scan_pairs(problem.numbers)
+    tries = []
+    for i, j in combinations(range(3), 2):
+        rest = problem.numbers[3 - i - j]
+        high, low = sorted((problem.numbers[i], problem.numbers[j]), reverse=True)
+        for op in OPS:
+            first = (op, high, low) if op in "-/" else (op, problem.numbers[i], problem.numbers[j])
+            if combine(*first) is not None:
+                tries.append(_finish(first, rest, problem.target))
+    return list(dict.fromkeys(tries))
+
+
 def _guess(rng: random.Random, problem: Problem) -> Expression:
-    """A try: a draw of the rules, or the nearest to the target of a few draws (people have a feeling for numbers)."""
+    """A try: a draw of the rules, in Countdown with a good last step three times out of four."""
     if problem.family == "pick_two":
         return rng.choice(scan_pairs(problem.numbers))
-    draws = [random_expression(rng, list(problem.numbers)) for _ in range(rng.choice((1, 2, 4)))]
-    return min(draws, key=lambda draw: abs(evaluate(draw) - problem.target))
+    draw = random_expression(rng, list(problem.numbers))
+    return _finish(draw[1], draw[2], problem.target) if rng.random() < 0.75 else draw
 
 
 def _first_try(rng: random.Random, problem: Problem) -> Expression:
     return problem.solution if rng.random() < HIT_FIRST else _guess(rng, problem)
 
 
-def _search(rng: random.Random, problem: Problem) -> list[Expression]:
-    """Distinct tries up to and including the first that hits."""
-    tries = []
-    if problem.family == "pick_two":
-        candidates = scan_pairs(problem.numbers)
+def _has_reading_order(problem: Problem) -> bool:
+    return problem.family == "pick_two" or len(problem.numbers) == 3
+
+
+def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
+    """Distinct tries in the order of a search that would not stop at a hit."""
+    if _has_reading_order(problem):
+        candidates = _scan(problem)
         if rng.random() >= SYSTEMATIC:
             rng.shuffle(candidates)
-    else:
-        misses = [_first_try(rng, problem)] + [_guess(rng, problem) for _ in range(rng.randint(0, 6))]
-        candidates = [*dict.fromkeys(misses), problem.solution]
+        return candidates
+    return list(dict.fromkeys(_guess(rng, problem) for _ in range(NUM_GUESSES)))
+
+
+def _search(rng: random.Random, problem: Problem) -> list[Expression]:
+    """Distinct tries up to and including the first that hits."""
+    candidates = _candidates(rng, problem)
+    if not _has_reading_order(problem):
+        candidates = [*candidates[: MAX_TRIES - 1], problem.solution]
+    tries = []
     for candidate in candidates:
         tries.append(candidate)
         if evaluate(candidate) == problem.target:
@@ -94,7 +147,6 @@ def _solve(rng: random.Random, problem: Problem, habit: str) -> tuple[str, Expre
         tries = _search(rng, problem)
         if len(tries) > 2 and rng.random() < GIVE_UP:
             tries = tries[: rng.randint(2, len(tries) - 1)]
-        tries = tries[: MAX_TRIES[problem.family]]
         separator = " wait "
     work = separator.join(_attempt(expression, problem.target) for expression in tries)
     verdict = "yes" if evaluate(tries[-1]) == problem.target else "no"
@@ -114,7 +166,36 @@ def _lay_out(rng: random.Random, work: str, answer: str) -> str:
     return f"<think> {work} </think> so the answer is {answer}"
 
 
+def _list_attempts(rng: random.Random) -> str:
+    """An exercise: tries worked out one after the other, hit or miss."""
+    problem = _draw(rng)
+    amount = "two" if problem.family == "pick_two" else "all"
+    candidates = _candidates(rng, problem)[: MAX_LISTED[_has_reading_order(problem)]]
+    attempts = [_attempt(candidate, problem.target) for candidate in candidates]
+    numbers = " ".join(map(str, problem.numbers))
+    return f"User : try {amount} of {numbers} to make {problem.target} . Assistant : {' '.join(attempts)}"
+
+
+def _last_step(rng: random.Random) -> str:
+    """An exercise: two numbers, the first as a step would leave it, and the operation that makes the target."""
+    numbers = [rng.randint(1, MAX_NUMBER["countdown"]) for _ in range(3)]
+    while True:
+        first = evaluate(random_expression(rng, numbers[:2]))
+        answer = random_expression(rng, [first, numbers[2]])
+        if (target := evaluate(answer)) <= MAX_TARGET:
+            break
+    work = f"{_attempt(answer, target)} yes"
+    return f"User : use {first} {numbers[2]} to make {target} . Assistant : {_lay_out(rng, work, render(answer))}"
+
+
 def _drill(rng: random.Random) -> str:
+    kind = rng.random()
+    if kind < 0.5:
+        return _list_attempts(rng)
+    return _last_step(rng) if kind < 0.6 else _fact(rng)
+
+
+def _fact(rng: random.Random) -> str:
     """An arithmetic question, or whether an expression (often just a number) makes a target."""
     kind = rng.random()
     if kind < 0.25:
@@ -135,8 +216,7 @@ def write_document(rng: random.Random, drill: float) -> str:
     """One document, prompt and solution. `drill` is the chance of an arithmetic drill instead of a search problem."""
     if rng.random() < drill:
         return _drill(rng)
-    family, n = _pick(rng, PROBLEMS)
-    problem = draw_problem(rng, family, n, "train")
+    problem = _draw(rng)
     work, answer = _solve(rng, problem, _pick(rng, HABITS))
     return f"{problem.prompt} {_lay_out(rng, work, render(answer))}"
 

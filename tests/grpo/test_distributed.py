@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from grpo_cases import largest_difference
+from processes import run_program
 from two_process_run import run_cases
 
 HERE = Path(__file__).resolve().parent
@@ -46,7 +46,7 @@ def _launch_two(directory: Path) -> list[dict]:
     cases.write_text(json.dumps(CASES))
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(_free_port())]
     command = [sys.executable, *launcher, str(PROGRAM), str(cases), str(output)]
-    process = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
+    process = run_program(command, env=_environment())
     assert process.returncode == 0, process.stderr[-3000:]
     return [torch.load(f"{output}.{rank}") for rank in (0, 1)]
 

@@ -1,8 +1,8 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run_program
 from recipe_runs import recipe_command, recipe_environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "recipes"))
@@ -13,12 +13,6 @@ def run_recipe():
     """Runs recipes/r1_zero.py to its end as a user would: (arguments) -> CompletedProcess."""
 
     def run(*arguments, timeout=300, **environment):
-        return subprocess.run(
-            recipe_command(*arguments),
-            env=recipe_environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        return run_program(recipe_command(*arguments), timeout=timeout, env=recipe_environment(**environment))
 
     return run

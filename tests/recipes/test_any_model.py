@@ -4,11 +4,11 @@ import hashlib
 import json
 import math
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_program
 from recipe_runs import ROOT, recipe_command, recipe_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -85,7 +85,7 @@ def finished_run(tmp_path_factory):
 
 
 def _run(arguments, environment):
-    process = subprocess.run(recipe_command(*arguments), env=environment, capture_output=True, text=True)
+    process = run_program(recipe_command(*arguments), env=environment)
     assert process.returncode == 0, process.stderr[-3000:]
 
 

@@ -67,10 +67,17 @@ def test_unknown_key_in_yaml(run_recipe, tmp_path):
         (["--task", "sudoku"], "unknown task 'sudoku'"),
         (["--reward_funcs", "applause", "format"], "applause"),
         (["--resume_from_checkpoint", "/no/such/run"], "no such directory"),
+        (["--log_with", "paper"], "Unsupported logging capability: paper"),
     ],
 )
 def test_bad_values_are_named(tmp_path, arguments, message):
     _assert_clear_exit([*TINY_RUN, "--output_dir", tmp_path / "run", *arguments], message)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: [])
+    with pytest.warns(UserWarning, match="no supported trackers"):
+        _assert_clear_exit([*TINY_RUN, "--output_dir", tmp_path, "--log_with", "wandb"], "pip install wandb")
 
 
 def test_dataset_without_the_needed_column(tmp_path):

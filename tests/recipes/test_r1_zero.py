@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from processes import run_program
 from recipe_runs import TINY_RUN, recipe_command, recipe_environment
 from transformers import AutoTokenizer, DeepseekV3ForCausalLM
 
@@ -22,9 +23,7 @@ def _weights_hash(run_dir: Path, step: int) -> str:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "zero"
-    process = subprocess.run(
-        recipe_command(*TINY_RUN, "--output_dir", run_dir), env=recipe_environment(), capture_output=True, text=True
-    )
+    process = run_program(recipe_command(*TINY_RUN, "--output_dir", run_dir), env=recipe_environment())
     assert process.returncode == 0, process.stderr[-3000:]
     return run_dir, process
 
@@ -67,17 +66,20 @@ def test_its_checkpoint_loads_in_transformers(finished_run):
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(finished_run, tmp_path):
     run_dir = tmp_path / "zero"
     process = subprocess.Popen(
-        recipe_command(*TINY_RUN, "--output_dir", run_dir), env=recipe_environment(), stderr=subprocess.DEVNULL
+        recipe_command(*TINY_RUN, "--output_dir", run_dir),
+        env=recipe_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not (run_dir / "checkpoints/step_00002/manifest.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
-    resumed = subprocess.run(
+    resumed = run_program(
         recipe_command(*TINY_RUN, "--output_dir", run_dir, "--resume_from_checkpoint", "true"),
-        env=recipe_environment(), capture_output=True, text=True,
-    )  # fmt: skip
+        env=recipe_environment(),
+    )
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert _weights_hash(run_dir, 4) == _weights_hash(finished_run[0], 4)
     assert [row["step"] for row in map(json.loads, (run_dir / "metrics.jsonl").open())] == [0, 1, 2, 3, 4]
@@ -85,18 +87,14 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(finished_r
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     run_dir = tmp_path / "zero"
-    arguments = [
-        *TINY_RUN,
-        "--output_dir",
-        str(run_dir),
-        "--max_steps",
-        "1000",
-        "--save_steps",
-        "900",
-        "--eval_steps",
-        "0",
-    ]
-    process = subprocess.Popen(recipe_command(*arguments), env=recipe_environment(), stderr=subprocess.PIPE, text=True)
+    arguments = [*TINY_RUN, "--max_steps", "1000", "--save_steps", "900", "--eval_steps", "0"]
+    process = subprocess.Popen(
+        recipe_command(*arguments, "--output_dir", run_dir),
+        env=recipe_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = run_dir / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
         assert process.poll() is None

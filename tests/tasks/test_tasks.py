@@ -1,14 +1,16 @@
 import random
 import re
+from collections import Counter
 
 import pytest
 
-from r1lab.tasks import TASKS, encode_prompts, load_task
+from r1lab.tasks import TASKS, corpus, encode_prompts, load_task
 from r1lab.tasks.arithmetic import draw_question
 from r1lab.tasks.corpus import stream_documents, write_document
 from r1lab.tasks.countdown import draw_problem, scan_pairs
 from r1lab.tasks.expressions import evaluate, render
 from r1lab.tasks.tokenizer import LARGEST_NUMBER, build_tokenizer
+from r1lab.trace.reflection import parse_attempts
 from rewards import accuracy_reward, countdown_reward
 
 
@@ -81,21 +83,21 @@ def test_scan_pairs_lists_each_candidate_once():
 def test_documents_hold_no_held_out_problem_and_no_unknown_token():
     tokenizer = build_tokenizer()
     held_out = {
-        (words, _key(row))
-        for words, task in (("pick two", "pick_two"), ("use all", "countdown"))
+        (amount, _key(row))
+        for amount, task in (("two", "pick_two"), ("all", "countdown"))
         for row in load_task(task, "test", 500, 1)
     }
-    documents = stream_documents(0, drill=0.15)
+    documents = stream_documents(0, drill=0.3)
     num_problems = 0
-    for _ in range(2000):
+    for _ in range(3000):
         document = next(documents)
         assert tokenizer.unk_token_id not in tokenizer(document).input_ids
-        question = re.match(r"User : (pick two|use all) of ([\d ]+) to make (\d+) \.", document)
+        question = re.match(r"User : (?:pick|use|try) (two|all) of ([\d ]+) to make (\d+) \.", document)
         if question:
             num_problems += 1
             problem = (tuple(sorted(map(int, question[2].split()))), int(question[3]))
             assert (question[1], problem) not in held_out
-    assert num_problems > 1500
+    assert num_problems > 2300
 
 
 def test_tokenizer_splits_as_the_corpus_is_spaced():
@@ -123,12 +125,33 @@ def test_the_corpus_is_mixed_as_its_card_says():
     assert 0.05 < waits < 0.12
 
 
-def test_every_attempt_in_the_corpus_is_checked_correctly():
+def test_every_attempt_in_the_corpus_is_worked_out_and_checked_correctly():
     rng = random.Random(5)
-    for _ in range(500):
-        problem = draw_problem(rng, "pick_two", 3, "train")
-        for candidate in scan_pairs(problem.numbers):
-            assert evaluate(candidate) >= 1
+    num_attempts = 0
+    for _ in range(1500):
+        document = write_document(rng, drill=0.3)
+        question = re.match(r"User : (pick|use|try) (?:two |all )?(?:of )?([\d ]+) to make (\d+) \.", document)
+        if question is None:
+            continue
+        target, given = int(question[3]), Counter(question[2].split())
+        for attempt in parse_attempts(document[question.end() :]):
+            num_attempts += 1
+            written = attempt.expression
+            assert eval(written) == attempt.value and attempt.off == abs(attempt.value - target)
+            used = Counter(re.findall(r"\d+", written))
+            assert used <= given and (used == given or document.startswith(("User : pick", "User : try two")))
+    assert num_attempts > 2000
+
+
+@pytest.mark.parametrize("family", ["pick_two", "countdown"])
+def test_the_reading_order_misses_no_solution(family):
+    """A search in reading order always ends in a hit, so that giving up is the only way to fail."""
+    rng = random.Random(6)
+    for _ in range(300):
+        problem = draw_problem(rng, family, 3, "train")
+        candidates = corpus._scan(problem)
+        assert len(set(candidates)) == len(candidates)
+        assert problem.target in map(evaluate, candidates)
 
 
 def test_prompts_are_encoded_after_the_bos_token():

@@ -1,9 +1,9 @@
 """Curves as PNG files."""
 
-import subprocess
 import sys
 
 import pytest
+from processes import run_program
 
 from r1lab.trace import MetricsLog, plot_curves
 
@@ -63,5 +63,5 @@ def test_bad_input(tmp_path):
 def test_importing_the_package_loads_nothing_slow():
     """The first metrics line of a run waits for these imports."""
     code = "import sys, r1lab.trace, r1lab.checkpoint; print(*sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = run_program([sys.executable, "-c", code]).stdout
     assert not set(output.split()) & {"pandas", "matplotlib", "pyarrow", "transformers", "trl", "rich", "yaml"}
