@@ -1,5 +1,7 @@
 """Routing and load balancing (DeepSeek-V3 report, section 2.1.2)."""
 
+import gc
+
 import pytest
 import torch
 from model_cases import make_config, make_ids, make_policy, right_mask
@@ -141,6 +143,10 @@ def _two_process_worker(rank, init_file, results):
     load = gate.expert_load_E.clone()
     metrics = update_routing_bias(model, speed=0.1)
     torch.save((load, gate.e_score_correction_bias, metrics), f"{results}/{rank}.pt")
+    # DDP goes first. As the last owner of the process group, its destructor would wait for gloo's threads with the
+    # interpreter's lock held, and they may need that lock to let go of the tensors they reduced.
+    del wrapped
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
