@@ -10,7 +10,37 @@ from torch import Tensor
 from r1lab.kernels import cpu, reference  # noqa: F401  importing `cpu` registers its ops
 from r1lab.kernels.build import load_extension
 
-__all__ = ["moe_experts", "moe_gate", "rms_norm", "token_logps"]
+__all__ = ["has_kernel", "mla_attention", "moe_experts", "moe_gate", "rms_norm", "token_logps"]
+
+
+def has_kernel(*tensors: Tensor) -> bool:
+    """Whether ops on these tensors run as a kernel, and not as the PyTorch reference."""
+    return _use_cpu_kernel(*tensors)
+
+
+def mla_attention(
+    q_nope_THN: Tensor,
+    q_pe_THR: Tensor,
+    k_nope_THN: Tensor,
+    k_pe_TR: Tensor,
+    v_THW: Tensor,
+    cu_seqlens_B1: Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention over expanded MLA heads within each of several sequences (DeepSeek-V2 report, eq. 17-19).
+
+    T = tokens of all sequences, H = heads, N, R = sizes of a key's two parts, W = a value's size, B = sequences.
+    q_nope, k_nope: [T, H, N]; q_pe: [T, H, R]; k_pe: [T, R], shared by the heads; v: [T, H, W]; any strides.
+    cu_seqlens: int32 [B + 1], from 0 to T, sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1; max_seqlen: the
+    longest one's length. Returns [T, H, W].
+    Raises ValueError on shapes or sequence bounds that do not fit.
+    """
+    _check_attention(q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW, cu_seqlens_B1)
+    tensors = (q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW)
+    if _use_cpu_kernel(*tensors):
+        return torch.ops.r1lab.mla_attention(*tensors, cu_seqlens_B1, scale)[0]
+    return reference.mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -101,6 +131,27 @@ def _check_range(name: str, values: Tensor, end: int) -> None:
     low, high = (value.item() for value in values.aminmax())
     if low < 0 or high >= end:
         raise ValueError(f"{name} holds {low if low < 0 else high}; expected 0..{end - 1}")
+
+
+def _check_attention(
+    q_nope_THN: Tensor, q_pe_THR: Tensor, k_nope_THN: Tensor, k_pe_TR: Tensor, v_THW: Tensor, cu_seqlens_B1: Tensor
+) -> None:
+    T, H, N = q_nope_THN.shape
+    R, W = q_pe_THR.shape[-1], v_THW.shape[-1]
+    expected = {
+        "q_pe_THR": (q_pe_THR, (T, H, R)), "k_nope_THN": (k_nope_THN, (T, H, N)), "k_pe_TR": (k_pe_TR, (T, R)),
+        "v_THW": (v_THW, (T, H, W)),
+    }  # fmt: skip
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            given = tuple(q_nope_THN.shape)
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape} beside q_nope_THN {given}")
+    if cu_seqlens_B1.dtype != torch.int32 or cu_seqlens_B1.dim() != 1:
+        raise ValueError(f"cu_seqlens_B1 is {cu_seqlens_B1.dtype} {tuple(cu_seqlens_B1.shape)}: expected int32 [B + 1]")
+    if cu_seqlens_B1.device.type == "cpu":
+        bounds = cu_seqlens_B1.tolist()
+        if not bounds or bounds[0] != 0 or bounds[-1] != T or sorted(bounds) != bounds:
+            raise ValueError(f"cu_seqlens_B1 goes {bounds[:3]} ... {bounds[-2:]}: expected 0, rising to T={T}")
 
 
 def _check_gate(logits_TE: Tensor, bias_E: Tensor, n_group: int, topk_group: int, top_k: int) -> None:

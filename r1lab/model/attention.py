@@ -102,6 +102,9 @@ class MultiHeadLatentAttention(nn.Module):
     def _attend_naive(self, q_nope, q_pe, kv_BSR, pe_BSP, mask, packing) -> torch.Tensor:
         B, S, _ = kv_BSR.shape
         k_nope, v = self.kv_b_proj(kv_BSR).view(B, S, self.num_heads, -1).split([self.nope_dim, self.v_head_dim], -1)
+        is_plain = mask is None and q_nope.shape[1] == S and not (self.training and self.dropout)
+        if is_plain and ops.has_kernel(q_nope, q_pe, k_nope, pe_BSP, v):
+            return self._attend_fused(q_nope, q_pe, k_nope, pe_BSP, v, packing)
         k = torch.cat([k_nope, pe_BSP.unsqueeze(2).expand(-1, -1, self.num_heads, -1)], dim=-1)
         q = torch.cat([q_nope, q_pe], dim=-1)
         if packing is not None:
@@ -117,6 +120,15 @@ class MultiHeadLatentAttention(nn.Module):
         )
         out = out.transpose(1, 2).flatten(2)
         return out if packing is None else packing.from_sequences(out)
+
+    def _attend_fused(self, q_nope, q_pe, k_nope, pe_BSP, v, packing) -> torch.Tensor:
+        B, S, _ = pe_BSP.shape
+        if packing is None:
+            cu_seqlens, length = torch.arange(0, B * S + 1, S, dtype=torch.int32, device=v.device), S
+        else:
+            cu_seqlens, length = packing.cu_seqlens, packing.length
+        heads = (x.flatten(0, 1) for x in (q_nope, q_pe, k_nope, pe_BSP, v))
+        return ops.mla_attention(*heads, cu_seqlens, length, self.scale).view(B, S, -1)
 
     def _attend_absorb(self, q_nope, q_pe, kv_BSR, pe_BSP, mask, packing) -> torch.Tensor:
         if packing is not None:

@@ -21,6 +21,8 @@ class Packing:
     """Q."""
     length: int
     """L."""
+    cu_seqlens: torch.Tensor
+    """int32 [Q + 1]: sequence q is tokens cu_seqlens[q] .. cu_seqlens[q + 1] - 1 of the N."""
 
     def take(self, x_BT: torch.Tensor) -> torch.Tensor:
         """[B, T, ...] -> [1, N, ...]."""
@@ -74,7 +76,8 @@ def _from_mask(keep_BT: torch.Tensor) -> Packing | None:
     slot_BT = keep_BT.cumsum(1) - 1
     first_slot_B1 = torch.arange(len(keep_BT), device=keep_BT.device).unsqueeze(1) * length
     source_N = keep_BT.flatten().nonzero().squeeze(1)
-    return Packing(source_N, (slot_BT + first_slot_B1).flatten()[source_N], len(keep_BT), length)
+    slots_N = (slot_BT + first_slot_B1).flatten()[source_N]
+    return Packing(source_N, slots_N, len(keep_BT), length, _cumulate(lengths_B))
 
 
 def _from_positions(position_BT: torch.Tensor) -> Packing | None:
@@ -86,7 +89,12 @@ def _from_positions(position_BT: torch.Tensor) -> Packing | None:
     sequence_N = starts_N.cumsum(0) - 1
     slot_N = source_N - source_N[starts_N][sequence_N]
     length = int(slot_N.max()) + 1
-    return Packing(source_N, sequence_N * length + slot_N, int(sequence_N[-1]) + 1, length)
+    cu_seqlens = _cumulate(torch.bincount(sequence_N))
+    return Packing(source_N, sequence_N * length + slot_N, int(sequence_N[-1]) + 1, length, cu_seqlens)
+
+
+def _cumulate(lengths: torch.Tensor) -> torch.Tensor:
+    return F.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def _scatter(x_1N: torch.Tensor, index_N: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""CPU kernels beside the PyTorch reference (per-expert F.linear, full logits): forward and backward, by hand.
+"""CPU kernels beside PyTorch (per-expert F.linear, full logits, padded SDPA): forward and backward, by hand.
 
     python tests/bench/bench_kernels.py [--tokens 4000 16000] [--rounds 9] [--threads 2] [--cpu_time]
 
@@ -11,11 +11,13 @@ import time
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 
 from r1lab.kernels import ops, reference
 from r1lab.kernels.build import load_extension
 
 HIDDEN, EXPERTS, INTERMEDIATE, TOP_K, VOCAB = 128, 8, 128, 2, 512
+HEADS, NOPE, ROPE, VALUE = 4, 32, 16, 32
 
 
 def build_cases(num_tokens):
@@ -36,7 +38,36 @@ def build_cases(num_tokens):
         "rms_norm": (x, normal(HIDDEN), 1e-6),
         "moe_gate": gate_args,
     }
-    return {name: (getattr(ops, name), getattr(reference, name), args) for name, args in arguments.items()}
+    cases = {name: (getattr(ops, name), getattr(reference, name), args) for name, args in arguments.items()}
+    return cases | {"mla_attention": attention_case(num_tokens)}
+
+
+def attention_case(num_tokens):
+    """Sequences of 20 to 180 tokens; the peer pads them to one length and calls scaled_dot_product_attention."""
+    lengths = [20 + 37 * i % 161 for i in range(num_tokens // 100)]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    longest, total = max(lengths), sum(lengths)
+    slots = torch.cat([torch.arange(length) + i * longest for i, length in enumerate(lengths)])
+
+    def leaf(*shape):
+        return torch.randn(total, *shape, requires_grad=True)
+
+    inputs = leaf(HEADS, NOPE), leaf(HEADS, ROPE), leaf(HEADS, NOPE), leaf(ROPE), leaf(HEADS, VALUE)
+
+    def fused(*inputs):
+        return ops.mla_attention(*inputs, bounds, longest, 0.2)
+
+    def padded(q_nope, q_pe, k_nope, k_pe, v):
+        q = torch.cat([q_nope, q_pe], -1)
+        k = torch.cat([k_nope, k_pe[:, None].expand(-1, HEADS, -1)], -1)
+        rows = (
+            x.new_zeros(len(lengths) * longest, *x.shape[1:]).index_copy(0, slots, x).unflatten(0, (-1, longest))
+            for x in (q, k, v)
+        )
+        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in rows), is_causal=True, scale=0.2)
+        return out.transpose(1, 2).flatten(0, 1)[slots]
+
+    return fused, padded, inputs
 
 
 def time_once(function, args, clock):
@@ -64,7 +95,7 @@ def main():
         raise SystemExit("no CPU kernels here: nothing to compare")
     clock = time.process_time if options.cpu_time else time.perf_counter
     print(f"{options.threads} threads, ms {'of CPU' if options.cpu_time else 'wall'}, medians of {options.rounds}")
-    print(f"{'op':<12} {'tokens':>6} {'ours fwd':>9} {'ref fwd':>9} {'x':>5} {'ours bwd':>9} {'ref bwd':>9} {'x':>5}")
+    print(f"{'op':<13} {'tokens':>6} {'ours fwd':>9} {'ref fwd':>9} {'x':>5} {'ours bwd':>9} {'ref bwd':>9} {'x':>5}")
     for num_tokens in options.tokens:
         for name, (ours, theirs, args) in build_cases(num_tokens).items():
             times = {ours: [], theirs: []}
@@ -75,7 +106,7 @@ def main():
                 [median(column) for column in zip(*times[function][1:], strict=True)] for function in (ours, theirs)
             )
             print(
-                f"{name:<12} {num_tokens:>6} {mine_f:>9.2f} {ref_f:>9.2f} {ref_f / mine_f:>5.2f} "
+                f"{name:<13} {num_tokens:>6} {mine_f:>9.2f} {ref_f:>9.2f} {ref_f / mine_f:>5.2f} "
                 f"{mine_b:>9.2f} {ref_b:>9.2f} {ref_b / mine_b:>5.2f}"
             )
 

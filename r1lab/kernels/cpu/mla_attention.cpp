@@ -1,0 +1,248 @@
+// Causal attention over the expanded heads of MLA, forward and backward (reference/mla_attention.py says what it
+// computes).
+//
+// One task is one head of one sequence: nothing in it depends on the other sequences or on the number of threads. Keys
+// and values are packed into panels once; blocks of queries then pass over the keys they may see, so the scores of a
+// block never leave the cache. The backward computes the probabilities again from the saved log-sum-exp. A key is
+// [nope; rope]: the two parts lie in different tensors and are put side by side here, never in memory outside.
+#include "common.h"
+
+namespace r1lab {
+namespace {
+
+constexpr int64_t BLOCK = 4 * TILE_ROWS;  // queries that pass over the keys together
+
+// [T, heads, size] with contiguous last dimension; one head's rows read as a matrix.
+struct Rows {
+    const float* data;
+    int64_t row_stride, head_stride;
+    const float* at(int64_t token, int64_t head) const { return data + token * row_stride + head * head_stride; }
+};
+
+struct Sizes {
+    int64_t H, N, R, W;
+    int64_t D() const { return N + R; }  // a query's or key's size
+};
+
+// Rows [first, first + rows) of (nope | rope), side by side in out [rows, stride].
+void gather(const Rows& nope, int64_t nope_size, const Rows& rope, int64_t rope_size, int64_t first, int64_t rows,
+            int64_t head, float* out, int64_t stride) {
+    for (int64_t t = 0; t < rows; ++t) {
+        std::copy_n(nope.at(first + t, head), nope_size, out + t * stride);
+        if (rope_size) std::copy_n(rope.at(first + t, head), rope_size, out + t * stride + nope_size);
+    }
+}
+
+// The reverse of gather, into contiguous [T, H, size] tensors.
+void scatter(const Sizes& sizes, const float* rows_of, int64_t stride, int64_t first, int64_t rows, int64_t head,
+             float* nope, float* rope) {
+    for (int64_t t = 0; t < rows; ++t) {
+        const int64_t token = (first + t) * sizes.H + head;
+        std::copy_n(rows_of + t * stride, sizes.N, nope + token * sizes.N);
+        std::copy_n(rows_of + t * stride + sizes.N, sizes.R, rope + token * sizes.R);
+    }
+}
+
+// Panels hold `packed_depth` rows, of which the first `depth` take part.
+template <class Epilogue>
+R1LAB_INLINE void multiply_first_rows(const float* a, int64_t lda, int64_t rows, const float* panels,
+                                      int64_t num_panels, int64_t packed_depth, int64_t depth,
+                                      const Epilogue& epilogue) {
+    for (int64_t panel = 0; panel < num_panels; ++panel)
+        for (int64_t row = 0; row < rows; row += TILE_ROWS)
+            tile<false>(rows - row, a + row * lda, lda, panels + panel * packed_depth * PANEL, PANEL, depth,
+                        [&](int64_t i, v8 lo, v8 hi) { epilogue(row + i, panel * PANEL, lo, hi); });
+}
+
+// Softmax of the first `visible` scores in place, zeros behind them up to `width`; returns log sum exp.
+float softmax_row(float* scores, int64_t visible, int64_t width, float scale, float* inverse_sum) {
+    v8 best8 = splat(-INFINITY);
+    for_each_8(visible, [&](int64_t j, auto left) {
+        const v8 score = load_upto(scores + j, left, -INFINITY);
+        best8 = score > best8 ? score : best8;
+    });
+    const float best = max8(best8) * scale;
+    v8 sum = splat(0.0f);
+    for_each_8(visible, [&](int64_t j, auto left) {
+        const v8 weight = exp8(load_upto(scores + j, left, -INFINITY) * scale - best);
+        store_upto(scores + j, weight, left);
+        sum += weight;
+    });
+    std::fill(scores + visible, scores + width, 0.0f);
+    const float total = sum8(sum);
+    *inverse_sum = 1.0f / total;
+    return best + std::log(total);
+}
+
+// The probabilities again, from the scores and their log-sum-exp.
+void probabilities_row(float* scores, int64_t visible, int64_t width, float scale, float lse) {
+    for_each_8(visible, [&](int64_t j, auto left) {
+        store_upto(scores + j, exp8(load_upto(scores + j, left) * scale - lse), left);
+    });
+    std::fill(scores + visible, scores + width, 0.0f);
+}
+
+R1LAB_INLINE void store_columns(float* row, v8 lo, v8 hi, int64_t n) {
+    store_upto(row, lo, n);
+    if (n > 8) store_upto(row + 8, hi, n - 8);
+}
+
+float dot(const float* a, const float* b, int64_t size) {
+    v8 sum = splat(0.0f);
+    for_each_8(size, [&](int64_t i, auto left) { sum += load_upto(a + i, left) * load_upto(b + i, left); });
+    return sum8(sum);
+}
+
+// A sequence's keys and values of one head, and room for one block of queries.
+struct HeadScratch {
+    HeadScratch(const Sizes& sizes, int64_t length)
+        : length(length),
+          key_panels(ceil_div(length, PANEL)),
+          query_stride(row_stride(sizes.D())),
+          score_stride(row_stride(length)),
+          keys(length * query_stride),
+          keys_transposed(key_panels * PANEL * sizes.D()),
+          queries(BLOCK * query_stride),
+          scores(BLOCK * score_stride) {}
+
+    void load_keys(const Sizes& sizes, const Rows& k_nope, const Rows& k_pe, int64_t first, int64_t head) {
+        gather(k_nope, sizes.N, k_pe, sizes.R, first, length, head, keys.get(), query_stride);
+        pack_transposed_panels(keys.get(), query_stride, length, sizes.D(), keys_transposed.get());
+    }
+
+    // Scores of the block's queries against the first `num_keys` keys.
+    void multiply_keys(int64_t rows, int64_t num_keys, int64_t depth) {
+        multiply_first_rows(queries.get(), query_stride, rows, keys_transposed.get(), ceil_div(num_keys, PANEL), depth,
+                            depth, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+                                store8(scores.get() + i * score_stride + column, lo);
+                                store8(scores.get() + i * score_stride + column + 8, hi);
+                            });
+    }
+
+    int64_t length, key_panels, query_stride, score_stride;
+    Scratch keys, keys_transposed, queries, scores;
+};
+
+void forward_head(const Sizes& sizes, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope, const Rows& k_pe,
+                  const Rows& v, int64_t first, int64_t length, int64_t head, float scale, float* out, float* lse) {
+    HeadScratch scratch(sizes, length);
+    scratch.load_keys(sizes, k_nope, k_pe, first, head);
+    const int64_t value_panels = ceil_div(sizes.W, PANEL);
+    Scratch values(value_panels * PANEL * length);
+    pack_panels(v.at(first, head), v.row_stride, length, sizes.W, values.get());
+    float inverse_sum[BLOCK];
+    for (int64_t start = 0; start < length; start += BLOCK) {
+        const int64_t rows = std::min(BLOCK, length - start), num_keys = start + rows;
+        gather(q_nope, sizes.N, q_pe, sizes.R, first + start, rows, head, scratch.queries.get(), scratch.query_stride);
+        scratch.multiply_keys(rows, num_keys, sizes.D());
+        for (int64_t i = 0; i < rows; ++i)
+            lse[(first + start + i) * sizes.H + head] =
+                softmax_row(scratch.scores.get() + i * scratch.score_stride, start + i + 1,
+                            round_up(num_keys, PANEL), scale, inverse_sum + i);
+        multiply_first_rows(scratch.scores.get(), scratch.score_stride, rows, values.get(), value_panels, length,
+                            num_keys, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+                                float* row = out + ((first + start + i) * sizes.H + head) * sizes.W + column;
+                                store_columns(row, lo * inverse_sum[i], hi * inverse_sum[i], sizes.W - column);
+                            });
+    }
+}
+
+struct Gradients {
+    float *q_nope, *q_pe, *k_nope, *k_pe, *v;  // contiguous; k_pe is [T, H, R] here, summed over the heads afterwards
+};
+
+void backward_head(const Sizes& sizes, const Rows& grad_out, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope,
+                   const Rows& k_pe, const Rows& v, const float* out, const float* lse, int64_t first, int64_t length,
+                   int64_t head, float scale, const Gradients& gradients) {
+    HeadScratch scratch(sizes, length);
+    scratch.load_keys(sizes, k_nope, k_pe, first, head);
+    const int64_t D = sizes.D(), H = sizes.H, key_width = ceil_div(D, PANEL), value_stride = row_stride(sizes.W);
+    Scratch keys(key_width * PANEL * length), values_transposed(scratch.key_panels * PANEL * sizes.W);
+    pack_panels(scratch.keys.get(), scratch.query_stride, length, D, keys.get());
+    pack_transposed_panels(v.at(first, head), v.row_stride, length, sizes.W, values_transposed.get());
+    Scratch grad_scores(BLOCK * scratch.score_stride), grad_outs(BLOCK * value_stride);
+    Scratch grad_queries(BLOCK * scratch.query_stride);
+    Scratch grad_keys(length * scratch.query_stride), grad_values(length * value_stride);
+    float delta[BLOCK];
+    for (int64_t start = 0; start < length; start += BLOCK) {
+        const int64_t rows = std::min(BLOCK, length - start), num_keys = start + rows;
+        float *probs = scratch.scores.get(), *grad = grad_scores.get();
+        gather(q_nope, sizes.N, q_pe, sizes.R, first + start, rows, head, scratch.queries.get(), scratch.query_stride);
+        gather(grad_out, sizes.W, grad_out, 0, first + start, rows, head, grad_outs.get(), value_stride);
+        scratch.multiply_keys(rows, num_keys, D);
+        for (int64_t i = 0; i < rows; ++i) {
+            const int64_t token = (first + start + i) * H + head;
+            probabilities_row(probs + i * scratch.score_stride, start + i + 1, round_up(num_keys, PANEL), scale,
+                              lse[token]);
+            delta[i] = dot(grad_outs.get() + i * value_stride, out + token * sizes.W, sizes.W);
+        }
+        // grad of a score = p (grad_out . v - delta), delta = grad_out . out (FlashAttention, algorithm 4).
+        multiply_first_rows(grad_outs.get(), value_stride, rows, values_transposed.get(), ceil_div(num_keys, PANEL),
+                            sizes.W, sizes.W, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+                                const int64_t at = i * scratch.score_stride + column;
+                                store8(grad + at, load8(probs + at) * (lo - delta[i]) * scale);
+                                store8(grad + at + 8, load8(probs + at + 8) * (hi - delta[i]) * scale);
+                            });
+        multiply_first_rows(grad, scratch.score_stride, rows, keys.get(), key_width, length, num_keys,
+                            [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+                                store8(grad_queries.get() + i * scratch.query_stride + column, lo);
+                                store8(grad_queries.get() + i * scratch.query_stride + column + 8, hi);
+                            });
+        scatter(sizes, grad_queries.get(), scratch.query_stride, first + start, rows, head, gradients.q_nope,
+                gradients.q_pe);
+        add_transposed_product(grad, scratch.score_stride, num_keys, scratch.queries.get(), scratch.query_stride, D,
+                               rows, grad_keys.get(), scratch.query_stride);
+        add_transposed_product(probs, scratch.score_stride, num_keys, grad_outs.get(), value_stride, sizes.W, rows,
+                               grad_values.get(), value_stride);
+    }
+    scatter(sizes, grad_keys.get(), scratch.query_stride, first, length, head, gradients.k_nope, gradients.k_pe);
+    for (int64_t t = 0; t < length; ++t)
+        std::copy_n(grad_values.get() + t * value_stride, sizes.W, gradients.v + ((first + t) * H + head) * sizes.W);
+}
+
+}  // namespace
+}  // namespace r1lab
+
+using namespace r1lab;
+
+// Strides (row, head) of q_nope, q_pe, k_nope, k_pe (no heads: head stride 0), v, in floats.
+#define R1LAB_ATTENTION_INPUTS                                                                                       \
+    const Sizes sizes{H, N, R, W};                                                                                   \
+    const Rows q_nope{inputs[0], strides[0], strides[1]}, q_pe{inputs[1], strides[2], strides[3]},                   \
+        k_nope{inputs[2], strides[4], strides[5]}, k_pe{inputs[3], strides[6], strides[7]},                          \
+        v{inputs[4], strides[8], strides[9]};
+
+// out [T, H, W], lse [T, H]: log sum exp of each query's scaled scores.
+R1LAB_API void r1lab_mla_attention(const float* const* inputs, const int64_t* strides, const int32_t* cu_seqlens,
+                                   int64_t B, int64_t H, int64_t N, int64_t R, int64_t W, double scale, float* out,
+                                   float* lse, int64_t num_threads) {
+    R1LAB_ATTENTION_INPUTS
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
+    for (int64_t task = 0; task < B * H; ++task) {
+        const int64_t first = cu_seqlens[task / H], length = cu_seqlens[task / H + 1] - first;
+        forward_head(sizes, q_nope, q_pe, k_nope, k_pe, v, first, length, task % H, static_cast<float>(scale), out, lse);
+    }
+}
+
+// gradients: of q_nope [T, H, N], q_pe [T, H, R], k_nope [T, H, N], k_pe [T, R], v [T, H, W].
+R1LAB_API void r1lab_mla_attention_backward(const float* grad_out, const float* const* inputs, const int64_t* strides,
+                                            const int32_t* cu_seqlens, int64_t T, int64_t B, int64_t H, int64_t N,
+                                            int64_t R, int64_t W, double scale, const float* out, const float* lse,
+                                            float* const* gradients, int64_t num_threads) {
+    R1LAB_ATTENTION_INPUTS
+    Scratch grad_k_pe(T * H * R);
+    const Gradients grads{gradients[0], gradients[1], gradients[2], grad_k_pe.get(), gradients[4]};
+    const Rows grad_rows{grad_out, H * W, W};
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
+    for (int64_t task = 0; task < B * H; ++task) {
+        const int64_t first = cu_seqlens[task / H], length = cu_seqlens[task / H + 1] - first;
+        backward_head(sizes, grad_rows, q_nope, q_pe, k_nope, k_pe, v, out, lse, first, length, task % H,
+                      static_cast<float>(scale), grads);
+    }
+    for (int64_t t = 0; t < T; ++t) {
+        float* total = gradients[3] + t * R;
+        std::copy_n(grads.k_pe + t * H * R, R, total);
+        for (int64_t head = 1; head < H; ++head)
+            for (int64_t r = 0; r < R; ++r) total[r] += grads.k_pe[(t * H + head) * R + r];
+    }
+}
