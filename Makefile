@@ -13,8 +13,10 @@ r1-zero: $(INSTALLED)  ## the main job: a base model learns to reason by RL alon
 countdown: $(INSTALLED)  ## the same on real Countdown
 	$(LAUNCH) recipes/r1_zero.py --config recipes/configs/countdown.yaml $(ARGS)
 
+# Two processes of one thread; "multi_gpu" is accelerate's name for several, on CPUs too.
 pretrain: $(INSTALLED)  ## make the embedded base again
-	$(LAUNCH) recipes/pretrain.py $(ARGS)
+	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu --num_processes 2 \
+		--num_machines 1 --mixed_precision no --dynamo_backend no recipes/pretrain.py $(ARGS)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)

@@ -1,10 +1,10 @@
 """Pretrain the embedded base: a DeepSeek-V3-style model of about two million parameters on the synthetic corpus.
 
-    accelerate launch recipes/pretrain.py --output_dir data/base
+    make pretrain    # two processes of one thread each write runs/base
 
 Next-token prediction on what people write under a question (`r1lab/tasks/corpus.py`); the questions themselves, whose
-numbers are random, are read but not predicted. The first part of the run
-reads mostly drills, the rest the mixed-quality corpus. Experts are kept balanced by the aux-loss-free routing bias.
+numbers are random, are read but not predicted. The first part of the run reads mostly drills, the rest mostly the
+mixed-quality corpus. Experts are kept balanced by the aux-loss-free routing bias.
 """
 
 import json
@@ -32,17 +32,17 @@ from r1lab.tasks.tokenizer import build_tokenizer
 class PretrainConfig:
     """Settings of a pretraining run."""
 
-    output_dir: str = field(default="data/base", metadata={"help": "Where the checkpoint and its card go."})
-    num_steps: int = field(default=1200, metadata={"help": "Optimiser steps."})
+    output_dir: str = field(default="runs/base", metadata={"help": "Where the checkpoint and its card go."})
+    num_steps: int = field(default=1900, metadata={"help": "Optimiser steps."})
     tokens_per_batch: int = field(default=5120, metadata={"help": "Tokens a step, padding included, per process."})
     muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak Muon learning rate (matrices)."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak AdamW learning rate (the rest)."})
     warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
     decay_share: float = field(default=0.4, metadata={"help": "Last share of the run, in which the rate falls to 0."})
     weight_decay: float = field(default=0.05, metadata={"help": "Muon weight decay."})
-    drill_steps: int = field(default=400, metadata={"help": "Steps of the opening part, mostly drills."})
+    drill_steps: int = field(default=700, metadata={"help": "Steps of the opening part, mostly drills."})
     drill_first: float = field(default=0.6, metadata={"help": "Share of drills in the opening part."})
-    drill: float = field(default=0.2, metadata={"help": "Share of drills afterwards."})
+    drill: float = field(default=0.3, metadata={"help": "Share of drills afterwards."})
     routing_bias_speed: float = field(default=1e-3, metadata={"help": "Speed gamma of the routing bias update."})
     save_steps: int = field(default=250, metadata={"help": "Save the model every so many steps."})
     logging_steps: int = field(default=20, metadata={"help": "Print the loss every so many steps."})
@@ -168,11 +168,20 @@ def main(config: PretrainConfig) -> None:
             )
         if (step + 1) % config.save_steps == 0 or step + 1 == config.num_steps:
             if accelerator.is_main_process:
-                save(policy, tokenizer, config, num_tokens, losses, time.time() - start)
+                seconds = time.time() - start
+                save(policy, tokenizer, config, accelerator.num_processes, num_tokens, losses, seconds)
             accelerator.wait_for_everyone()
 
 
-def save(policy, tokenizer, config: PretrainConfig, num_tokens: int, losses: list[float], seconds: float) -> None:
+def save(
+    policy,
+    tokenizer,
+    config: PretrainConfig,
+    num_processes: int,
+    num_tokens: int,
+    losses: list[float],
+    seconds: float,
+) -> None:
     directory = Path(config.output_dir)
     policy.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -181,7 +190,8 @@ def save(policy, tokenizer, config: PretrainConfig, num_tokens: int, losses: lis
         "tokens": num_tokens,
         "seconds": round(seconds),
         "final_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
-        "config": vars(config),
+        "num_processes": num_processes,
+        "config": {name: value for name, value in vars(config).items() if name != "output_dir"},
     }
     (directory / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
 
