@@ -1,0 +1,39 @@
+"""Pretraining and the probe, small, each in its own process."""
+
+import json
+import re
+import sys
+
+import torch
+from processes import run_program
+from recipe_runs import ROOT, recipe_environment
+from transformers import AutoTokenizer, DeepseekV3ForCausalLM
+
+SMALL = ["--num_steps", "3", "--drill_steps", "1", "--tokens_per_batch", "1024", "--warmup_steps", "1",
+         "--logging_steps", "1"]  # fmt: skip
+
+
+def _run(recipe, *arguments):
+    process = run_program([sys.executable, ROOT / "recipes" / recipe, *arguments], env=recipe_environment())
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
+
+
+def test_a_pretrained_base_loads_in_transformers_and_can_be_probed(tmp_path):
+    printed = _run("pretrain.py", *SMALL, "--output_dir", tmp_path / "base")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    facts = json.loads((tmp_path / "base/pretraining.json").read_text())
+    assert facts["steps"] == 3 and 2000 < facts["tokens"] <= 3 * 1024
+    assert str(tmp_path) not in json.dumps(facts)
+    model = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "base")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "base")) <= model.config.vocab_size
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    biases = [
+        module.e_score_correction_bias for module in model.modules() if hasattr(module, "e_score_correction_bias")
+    ]
+    assert torch.stack(biases).abs().max() > 0  # moved by the balancing, not by a gradient
+
+    probed = _run("probe.py", "--model_name_or_path", tmp_path / "base", "--num_problems", "2", "--num_samples", "2",
+                  "--max_completion_length", "16")  # fmt: skip
+    assert [line.split(" {")[0] for line in probed.splitlines()] == [f"pick_two n={n}" for n in (3, 4, 5)]
