@@ -1,8 +1,15 @@
-"""The public ops. Each call picks a backend: the compiled CPU kernel for fp32 tensors on the CPU, else the reference.
+"""The public ops. Each call picks a backend: the compiled CPU kernel for fp32 tensors on the CPU, the Triton kernel for
+CUDA tensors where Triton is installed, else the reference.
 
-T = tokens, D = hidden, E = experts, F = expert intermediate, K = experts per token, V = vocabulary. All ops are
-differentiable once (first derivatives), and go through torch.compile, DDP and FSDP as torch.library ops.
+T = tokens, D = hidden, E = experts, F = expert intermediate, K = experts per token, V = vocabulary. All ops but
+mla_decode and sampling are differentiable once (first derivatives), and go through torch.compile, DDP and FSDP as
+torch.library ops.
 """
+
+import functools
+import importlib.util
+import os
+import warnings
 
 import torch
 from torch import Tensor
@@ -10,12 +17,15 @@ from torch import Tensor
 from r1lab.kernels import cpu, reference  # noqa: F401  importing `cpu` registers its ops
 from r1lab.kernels.build import load_extension
 
-__all__ = ["has_kernel", "mla_attention", "moe_experts", "moe_gate", "rms_norm", "token_logps"]
+__all__ = [
+    "has_kernel", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "random_uniform", "rms_norm", "rope",
+    "sampling", "token_logps",
+]  # fmt: skip
 
 
 def has_kernel(*tensors: Tensor) -> bool:
     """Whether ops on these tensors run as a kernel, and not as the PyTorch reference."""
-    return _use_cpu_kernel(*tensors)
+    return _use_cpu_kernel(*tensors) or _use_gpu_kernel(*tensors)
 
 
 def mla_attention(
@@ -40,6 +50,8 @@ def mla_attention(
     tensors = (q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW)
     if _use_cpu_kernel(*tensors):
         return torch.ops.r1lab.mla_attention(*tensors, cu_seqlens_B1, scale)[0]
+    if _use_gpu_kernel(*tensors):
+        return _gpu().mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
     return reference.mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
 
 
@@ -53,6 +65,8 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         raise ValueError(f"weight_D has shape {tuple(weight_D.shape)}, x_TD {tuple(x_TD.shape)}: expected weight_D [D]")
     if _use_cpu_kernel(x_TD, weight_D) and x_TD.shape[-1] > 0:
         return torch.ops.r1lab.rms_norm(x_TD, weight_D, eps)[0]
+    if _use_gpu_kernel(x_TD, weight_D) and x_TD.shape[-1] > 0:
+        return _gpu().rms_norm(x_TD, weight_D, eps)
     return reference.rms_norm(x_TD, weight_D, eps)
 
 
@@ -77,6 +91,8 @@ def moe_gate(
     if _use_cpu_kernel(logits_TE, bias_E):
         topk_weights_TK, topk_idx_TK = torch.ops.r1lab.moe_gate(*args)
         return topk_idx_TK, topk_weights_TK
+    if _use_gpu_kernel(logits_TE):
+        return _gpu().moe_gate(*args)
     return reference.moe_gate(*args)
 
 
@@ -94,6 +110,8 @@ def moe_experts(
     if _use_cpu_kernel(*floats):
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats)
         return torch.ops.r1lab.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF, keep)[0]
+    if _use_gpu_kernel(x_TD, gate_up_E2FD, down_EDF):
+        return _gpu().moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF)
     _check_range("topk_idx_TK", topk_idx_TK, gate_up_E2FD.shape[0])
     return reference.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF)
 
@@ -102,15 +120,96 @@ def token_logps(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperatu
     """log p[target] and entropy, in nats, of p = softmax(hidden @ head.T / temperature).
 
     hidden_TD: [T, D]; head_VD: [V, D]; targets_T: [T] int64 in 0..V-1; temperature > 0. Returns logps [T] and
-    entropy [T]; entropy carries no gradient. The CPU kernel never holds more than a few rows of logits.
+    entropy [T]; entropy carries no gradient. The kernels never hold all the logits.
     Raises ValueError on shapes, dtypes, targets or a temperature that do not fit.
     """
     _check_logps(hidden_TD, head_VD, targets_T, temperature)
     if _use_cpu_kernel(hidden_TD, head_VD):
         logps, entropy, _ = torch.ops.r1lab.token_logps(hidden_TD, head_VD, targets_T, temperature)
         return logps, entropy
+    if _use_gpu_kernel(hidden_TD, head_VD):
+        return _gpu().token_logps(hidden_TD, head_VD, targets_T, temperature)
     _check_range("targets_T", targets_T, head_VD.shape[0])
     return reference.token_logps(hidden_TD, head_VD, targets_T, temperature)
+
+
+def rope(x_THR: Tensor, cos_TP: Tensor, sin_TP: Tensor, interleave: bool) -> Tensor:
+    """Rotary position embedding of heads (Su et al., 2021, eq. 34); see `reference.rope` for the two layouts.
+
+    x_THR: [T, H, R], R even; cos_TP, sin_TP: [T, R / 2], without gradient. Returns [T, H, R] as two halves.
+    Raises ValueError when the shapes do not fit.
+    """
+    if x_THR.dim() != 3 or x_THR.shape[2] % 2 or not cos_TP.shape == sin_TP.shape == (len(x_THR), x_THR.shape[2] // 2):
+        raise ValueError(
+            f"x_THR has shape {tuple(x_THR.shape)}, cos_TP {tuple(cos_TP.shape)}, sin_TP {tuple(sin_TP.shape)}: "
+            "expected [T, H, R] with R even, and [T, R / 2] twice"
+        )
+    if _use_gpu_kernel(x_THR):
+        return _gpu().rope(x_THR, cos_TP, sin_TP, interleave)
+    return reference.rope(x_THR, cos_TP, sin_TP, interleave)
+
+
+def mla_decode(
+    q_latent_BHC: Tensor,
+    q_pe_BHR: Tensor,
+    kv_cache_NSC: Tensor,
+    pe_cache_NSR: Tensor,
+    block_table_BP: Tensor,
+    lengths_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """One decode step of absorbed latent attention over a paged cache (DeepSeek-V2 report, section 2.1.2); no gradient.
+
+    q_latent: [B, H, C]; q_pe: [B, H, R]; kv_cache: [pages, page size, C]; pe_cache: [pages, page size, R];
+    block_table: int32 [B, P], the pages of each row in order; lengths: int32 [B], tokens a row sees, at most P * page
+    size; 0 gives zeros. Returns the weighted sums of latents [B, H, C].
+    Raises ValueError when the shapes do not fit.
+    """
+    args = (q_latent_BHC, q_pe_BHR, kv_cache_NSC, pe_cache_NSR, block_table_BP, lengths_B)
+    (B, H, C), R, pages = q_latent_BHC.shape, q_pe_BHR.shape[-1], tuple(kv_cache_NSC.shape[:2])
+    expected = [(B, H, C), (B, H, R), (*pages, C), (*pages, R), (B, block_table_BP.shape[-1]), (B,)]
+    if [tuple(arg.shape) for arg in args] != expected:
+        raise ValueError(
+            "q_latent, q_pe, kv_cache, pe_cache, block_table, lengths have shapes "
+            f"{[tuple(arg.shape) for arg in args]}: expected {expected}"
+        )
+    op = _gpu().mla_decode if _use_gpu_kernel(*args[:4]) else reference.mla_decode
+    return op(*args, scale)
+
+
+def sampling(
+    logits_BV: Tensor,
+    uniform_B: Tensor,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    banned_V: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose a token per row by inverse CDF, after temperature, top_k and top_p; see `reference.sampling` for the rule.
+
+    logits_BV: [B, V]; uniform_B: float64 [B] in [0, 1); temperature 0: the likeliest; top_k 0: all; banned_V: bool [V],
+    tokens never chosen. Returns tokens int64 [B] and logps fp32 [B], in nats over the full vocabulary.
+    Raises ValueError on shapes or settings that do not fit.
+    """
+    if logits_BV.dim() != 2 or uniform_B.shape != logits_BV.shape[:1]:
+        given = f"logits_BV has shape {tuple(logits_BV.shape)}, uniform_B {tuple(uniform_B.shape)}"
+        raise ValueError(f"{given}: expected [B, V] and [B]")
+    if banned_V is not None and banned_V.shape != logits_BV.shape[1:]:
+        raise ValueError(f"banned_V has shape {tuple(banned_V.shape)}: expected [V], V={logits_BV.shape[1]}")
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: expected temperature >= 0, top_k >= 0, "
+            "0 < top_p <= 1"
+        )
+    op = _gpu().sampling if _use_gpu_kernel(logits_BV) else reference.sampling
+    return op(logits_BV, uniform_B, temperature, top_k, top_p, banned_V)
+
+
+def random_uniform(stream_B: Tensor, index_B: Tensor) -> Tensor:
+    """Number `index` of each random `stream`, both int64 [B]: float64 [B] in [0, 1), the same bits on every device."""
+    if stream_B.device.type == "cuda" and _is_triton_usable():
+        return _gpu().random_uniform(stream_B, index_B)
+    return reference.random_uniform(stream_B, index_B)
 
 
 @torch.compiler.assume_constant_result
@@ -123,6 +222,40 @@ def _use_cpu_kernel(*tensors: Tensor) -> bool:
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
             return False
     return _is_extension_loaded()
+
+
+def _gpu():
+    from r1lab.kernels import gpu  # needs Triton, and takes a second
+
+    return gpu
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _is_triton_usable() -> bool:
+    if os.environ.get("R1LAB_KERNELS") == "reference":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn("r1lab: Triton is not installed, using the slower PyTorch reference on the GPU", stacklevel=2)
+        return False
+    return True
+
+
+def _use_gpu_kernel(*tensors: Tensor) -> bool:
+    for tensor in tensors:
+        if tensor.device.type != "cuda":
+            return False
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+        return _is_triton_usable()
+    if not torch.compiler.is_compiling():
+        _warn_of_reference(" and ".join(sorted(str(dtype) for dtype in dtypes)))
+    return False
+
+
+@functools.cache
+def _warn_of_reference(dtypes: str) -> None:
+    warnings.warn(f"r1lab: no GPU kernel for {dtypes} in one call, using the slower PyTorch reference", stacklevel=3)
 
 
 def _check_range(name: str, values: Tensor, end: int) -> None:

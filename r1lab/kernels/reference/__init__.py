@@ -1,9 +1,15 @@
 """The plain PyTorch truth of every op: one file per op, against the paper's formula, differentiable by autograd."""
 
 from r1lab.kernels.reference.mla_attention import mla_attention
+from r1lab.kernels.reference.mla_decode import mla_decode
 from r1lab.kernels.reference.moe_experts import moe_experts
 from r1lab.kernels.reference.moe_gate import moe_gate
 from r1lab.kernels.reference.rms_norm import rms_norm
+from r1lab.kernels.reference.rope import rope
+from r1lab.kernels.reference.sampling import random_uniform, sampling
 from r1lab.kernels.reference.token_logps import token_logps
 
-__all__ = ["mla_attention", "moe_experts", "moe_gate", "rms_norm", "token_logps"]
+__all__ = [
+    "mla_attention", "mla_decode", "moe_experts", "moe_gate", "random_uniform", "rms_norm", "rope", "sampling",
+    "token_logps",
+]  # fmt: skip

@@ -16,7 +16,7 @@ def mla_attention(
     max_seqlen: int,
     scale: float,
 ) -> torch.Tensor:
-    """Causal attention within each sequence (equations 17-19: a key is [nope; rope], the rope part shared by all heads).
+    """Causal attention within each sequence (equations 17-19: a key is [nope; rope], the rope part shared by heads).
 
     o_t = sum over j <= t of softmax_j(scale (q_nope_t . k_nope_j + q_pe_t . k_pe_j)) v_j.
 
