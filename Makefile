@@ -2,6 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TEST_INSTALLED := $(VENV)/.test-installed
 LAUNCH := $(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export OMP_NUM_THREADS ?= $(shell nproc)
 
@@ -18,7 +19,7 @@ pretrain: $(INSTALLED)  ## make the embedded base again
 	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu --num_processes 2 \
 		--num_machines 1 --mixed_precision no --dynamo_backend no recipes/pretrain.py $(ARGS)
 
-test: $(INSTALLED)
+test: $(TEST_INSTALLED)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 install: $(INSTALLED)
@@ -27,6 +28,10 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,gguf]"
 	touch $@
 

@@ -29,7 +29,6 @@ from r1lab.checkpoint import (
     save_checkpoint,
 )
 from r1lab.config import at_least
-from r1lab.grpo.score import reward_name
 from r1lab.grpo.trainer import GRPOTrainer, StepOutput
 from r1lab.trace.curves import plot_curves
 from r1lab.trace.metrics import MetricsLog
@@ -37,6 +36,7 @@ from r1lab.trace.progress import Progress
 from r1lab.trace.recorder import remove_completions_after, write_completions
 from r1lab.trace.reflection import reflection_metrics
 from r1lab.types import RolloutGroup
+from rewards.registry import reward_name
 
 Evaluate = Callable[..., dict[str, float]]
 """(num_problems, num_samples, ban_reflection=False) -> results of one split."""

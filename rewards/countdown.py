@@ -50,8 +50,9 @@ def countdown_reward(
     Raises TypeError without those columns, ValueError for a column of another length.
     """
     size = len(completions)
-    targets = find_column({"target": target} | columns, ("target",), size)
-    given = find_column({"numbers": numbers} | columns, ("numbers", "nums"), size)
+    columns |= {"target": target, "numbers": numbers}
+    targets = find_column(columns, ("target",), size)
+    given = find_column(columns, ("numbers", "nums"), size)
     if num_used is None or isinstance(num_used, int):
         num_used = [num_used] * size
     rows = zip(completions, given, targets, check_length("num_used", num_used, size), strict=True)

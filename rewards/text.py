@@ -5,6 +5,9 @@ from typing import Any
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
+TRAINER_HOOKS = ("trainer_state", "log_extra", "log_metric", "environments")
+"""What TRL passes beside the dataset's columns."""
+
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"), " ")
 """For str.translate: characters without ink separate like a space, so they neither fill a block nor glue digits."""
 
@@ -12,15 +15,15 @@ INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"), " ")
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """A completion as text: itself, or the content of the last assistant message ("" when there is none).
 
-    Content may be a string, None (a tool call) or a list of blocks, of which the text blocks are joined.
-    Raises TypeError for anything else.
+    A message without a role is the assistant's. Content may be a string, None (a tool call) or a list of blocks, of
+    which the text blocks are joined. Raises TypeError for anything else.
     """
     if isinstance(completion, str):
         return completion
     if not isinstance(completion, Sequence) or not all(isinstance(message, Mapping) for message in completion):
         raise TypeError(f"a completion must be a string or a list of messages, not {type(completion).__name__}")
     for message in reversed(completion):
-        if message.get("role") == "assistant":
+        if message.get("role", "assistant") == "assistant":
             return _content_text(message.get("content"))
     return ""
 
@@ -48,6 +51,15 @@ def final_section(text: str) -> str | None:
     return text.partition("</think>")[2] if closings == 1 else None
 
 
+def thinking_section(text: str) -> str:
+    """The chain of thought: what stands before `</think>` (or the end) and after `<think>`; all of a text without tags.
+
+    A completion that starts inside the thinking, because the prompt ends in `<think>`, is read the same way.
+    """
+    before = text.partition("</think>")[0]
+    return before.partition("<think>")[2] if "<think>" in before else before
+
+
 def answer_block(text: str) -> str | None:
     """The inside of the one `<answer>...</answer>`, stripped.
 
@@ -63,6 +75,21 @@ def answer_block(text: str) -> str | None:
     return content.strip() if closing and not is_blank(content) else None
 
 
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """The (language, code) of every closed Markdown fence of three backticks, in order. Linear in the text."""
+    blocks, language, lines = [], None, []
+    for line in text.split("\n"):
+        fence = line[3:].strip() if line.startswith("```") else None
+        if language is None:
+            language, lines = fence, []
+        elif fence == "":
+            blocks.append((language, "\n".join(lines)))
+            language = None
+        else:
+            lines.append(line)
+    return blocks
+
+
 def find_column(columns: Mapping[str, Any], names: Sequence[str], size: int) -> Sequence[Any]:
     """The first of the columns `names` that was passed; TypeError naming them when none was.
 
@@ -71,7 +98,8 @@ def find_column(columns: Mapping[str, Any], names: Sequence[str], size: int) -> 
     for name in names:
         if columns.get(name) is not None:
             return check_length(name, columns[name], size)
-    raise TypeError(f"the reward needs one of the columns {', '.join(names)}; got {', '.join(columns) or 'none'}")
+    given = [name for name, value in columns.items() if value is not None and name not in TRAINER_HOOKS]
+    raise TypeError(f"the reward needs one of the columns {', '.join(names)}; got {', '.join(given) or 'none'}")
 
 
 def check_length(name: str, column: Sequence[Any], size: int) -> Sequence[Any]:

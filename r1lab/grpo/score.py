@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from r1lab.types import Rollout, RolloutGroup
+from rewards.registry import reward_name
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -33,11 +34,6 @@ def score_groups(
     names = [reward_name(function) for function in reward_funcs]
     for rollout in rollouts:
         rollout.reward = _weighted_sum(rollout, names, weights)
-
-
-def reward_name(function: RewardFunction) -> str:
-    """The name under which a reward is logged, `rewards/<name>/mean`."""
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _arguments(groups: Sequence[RolloutGroup]) -> dict[str, list]:

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -35,6 +36,15 @@ def test_chat_prompts_get_chat_completions():
     groups = _groups(text=[{"role": "user", "content": "p"}], texts=("a",))
     score_groups(groups, [check], [1.0])
     assert groups[0].rollouts[0].reward == 1.0
+
+
+def test_a_partial_is_logged_under_its_functions_name():
+    def agrees(completions, word, **columns):
+        return [float(word in completion) for completion in completions]
+
+    groups = _groups(texts=("a",))
+    score_groups(groups, [functools.partial(agrees, word="a")], [1.0])
+    assert groups[0].rollouts[0].rewards == {"agrees": 1.0}
 
 
 def test_nothing_applicable_is_nan():

@@ -192,7 +192,6 @@ DIFFERENT = [
     ("10 m", "10 cm"),
     ("5", "٥"),
     ("1/2004!", "1/2006!"),
-    ("a b", "ab"),
     ("5", "5\u200b5"),
 ]
 
@@ -272,3 +271,19 @@ def test_answer_mode():
     text = r"<answer>4</answer> \boxed{5}"
     assert accuracy_reward(completions=[text], answer=["5"], answer_mode="boxed") == [1.0]
     assert accuracy_reward(completions=[text], answer=["5"]) == [0.0]
+
+
+def test_reasons_are_logged_row_by_row_and_as_shares():
+    columns, shares = {}, {}
+    completions = ["<answer>5</answer>", "<answer>6</answer>", "I do not know", "<answer>5</answer>"]
+    scores = accuracy_reward(
+        completions=completions,
+        solution=["5", "5", "5", None],
+        log_extra=columns.__setitem__,
+        log_metric=shares.__setitem__,
+    )
+    assert scores == [1.0, 0.0, 0.0, None]
+    assert columns["accuracy_reason"] == ["match", "mismatch", "no_answer", "unparsable_gold"]
+    assert len(columns["accuracy_rule"]) == 4 and columns["accuracy_rule"][0]
+    assert shares["accuracy/match"] == shares["accuracy/unparsable_gold"] == 0.25
+    assert sum(shares.values()) == 1.0

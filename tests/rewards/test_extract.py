@@ -3,6 +3,7 @@ import time
 import pytest
 
 from rewards.math import extract_answer
+from rewards.math.extract import MODES
 
 CASES = [
     # mode, text, answer
@@ -59,6 +60,28 @@ CASES = [
     ("auto", "#### 5", "5"),
     ("auto", "5", None),
     ("auto", "", None),
+    ("auto", "so 5 it is", None),
+    ("boxed", r"\(\boxed{(2, 2)}\) \quad \text{and} \quad \(\boxed{(6, 2)}\)", "(2, 2), (6, 2)"),
+    ("boxed", r"\(y_1 = \boxed{3}\) and \(y_2 = \boxed{4}\)", "3, 4"),
+    ("boxed", r"\boxed{1} no no no \boxed{2}", "2"),
+    ("boxed", r"\boxed{1} papers and \boxed{2}", "2"),
+    ("choice", r"\boxed{\text{(B)}}", "B"),
+    ("choice", "<answer>c</answer>", "C"),
+    ("choice", "The answer is (D).", "D"),
+    ("choice", "Answer: B. 42", "B"),
+    ("choice", r"\boxed{B) 42}", "B"),
+    ("choice", r"\boxed{A or B}", None),
+    ("choice", r"\boxed{(A) or (B)}", None),
+    ("choice", "A long story", None),
+    ("last_number", "from 3 to 1,234.5 in all", "1,234.5"),
+    ("last_number", "x2", None),
+    ("last_number", "<think>3</think> none", None),
+    ("lenient", r"the answer is $\frac{1}{2}$. Not 7", r"\frac{1}{2}"),
+    ("lenient", "Final Answer: The largest $n$ is 34.", "34"),
+    ("lenient", r"so $x=3$ and \(y=4\)", "y=4"),
+    ("lenient", r"\boxed{5} or 6", "5"),
+    ("lenient", "the answer is Evelyn.", "Evelyn"),
+    ("lenient", "no", None),
 ]
 
 
@@ -68,8 +91,8 @@ def test_extraction(mode, text, answer):
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match="mode='last_number'"):
-        extract_answer("5", "last_number")
+    with pytest.raises(ValueError, match="mode='last'"):
+        extract_answer("5", "last")
 
 
 HOSTILE = {
@@ -81,6 +104,7 @@ HOSTILE = {
     "closings": "</think>" * 100_000,
     "hashes": "#" * 1_000_000,
     "delimiters": r"\( " * 300_000,
+    "phrases": "the answer is " * 70_000,
     "spaces": r"\boxed" + " " * 1_000_000 + r"\boxed{1}",
 }
 
@@ -88,6 +112,6 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_megabyte_takes_linear_time(name):
     begin = time.process_time()
-    for mode in ("auto", "answer_tag", "boxed", "gsm8k"):
+    for mode in MODES:
         extract_answer(HOSTILE[name], mode)
     assert time.process_time() - begin < 4

@@ -1,6 +1,6 @@
 import pytest
 
-from rewards import format_reward
+from rewards import code_format_reward, format_reward, tag_count_reward
 
 GOOD = [
     "<think>2+2</think> <answer>4</answer>",
@@ -62,3 +62,78 @@ def test_prefilled_think_is_declared_by_argument_or_column():
 
 def test_a_megabyte_of_tags():
     assert format_reward(completions=["<think>" * 150_000, "a" * 1_000_000, "<" * 1_000_000]) == [0.0] * 3
+
+
+def test_reasons_are_logged():
+    texts = [
+        "<think>a</think> <answer>4</answer>",
+        "a",
+        "<think>a</think></think> <answer>4</answer>",
+        "<answer>4</answer> <think>a</think>",
+        "<think>a</think> <answer>4</answer>!",
+        "<think> </think> <answer>4</answer>",
+        "<think>a</think> <answer></answer>",
+    ]
+    logged = {}
+    format_reward(completions=texts, log_extra=logged.__setitem__)
+    assert logged["format_reason"] == [
+        "good",
+        "no <think>",
+        "several </think>",
+        "tags out of order",
+        "text outside the blocks",
+        "empty <think>",
+        "empty <answer>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        ("<think>a</think> <answer>4</answer>", 4),
+        ("<think>a</think> <answer>4</answer> and more", 4),
+        ("<think>a</think> <answer>4", 3),
+        ("<think>a</think> 4", 2),
+        ("<think>a", 1),
+        ("a", 0),
+        # hacks: the four tags without anything between them, out of order, twice
+        ("<think></think><answer></answer>", 2),
+        ("<think> \u200b</think>", 1),
+        ("</answer><answer></think><think>", 1),
+        ("</think></answer>", 0),
+        ("<answer>4</answer><think>a</think>", 2),
+        ("<think>a</think><think>b</think><answer>4</answer>", 2),
+        ("<think></think> <answer></answer> " * 2, 0),
+    ],
+)
+def test_tag_count(text, paid):
+    assert tag_count_reward(completions=[text]) == [paid / 4]
+
+
+def test_tag_count_with_prefilled_think():
+    assert tag_count_reward(completions=["a</think><answer>4</answer>"], prefilled_think=True) == [1.0]
+    assert tag_count_reward(completions=["a</think><answer>4</answer>"]) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [
+        ("```python\nprint(1)\n```", 1.0),
+        ("Here:\n```Python\nprint(1)\n```\n", 1.0),
+        ("```python\nprint(1)", 0.0),
+        ("```python\n\n```", 0.0),
+        ("```js\n1\n```", 0.0),
+        ("```\nprint(1)\n```", 0.0),
+        ("```python\n1\n```\n```python\n2\n```", 0.0),
+        ("print(1)", 0.0),
+    ],
+)
+def test_code_format(answer, reward):
+    text = f"<think>a</think>\n<answer>\n{answer}\n</answer>"
+    assert code_format_reward(completions=[text]) == [reward]
+    assert code_format_reward(completions=[text.replace("<think>", "")]) == [0.0]
+
+
+def test_code_format_languages_by_column():
+    text = "<think>a</think> <answer>\n```cpp\nint x;\n```\n</answer>"
+    assert code_format_reward(completions=[text] * 3, language=["cpp", "python", None]) == [1.0, 0.0, None]

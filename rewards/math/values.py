@@ -1,0 +1,155 @@
+"""Are two expressions the same value? Exactly where they are rational, by many digits at random points elsewhere.
+
+Schwartz (1980) and Zippel (1979): two different polynomials disagree at almost every point, so that one disagreement
+proves them different and a few agreements at random points make them equal.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+
+from rewards.math.exact import Deadline, TooLarge, Undefined, exact_value
+from rewards.math.nodes import IMAGINARY, INFINITY, Node, free_atoms, number, walk
+from rewards.math.numeric import NumericValue
+
+_RANGES = ((1, 9), (1, 9), (-9, 9), (-9, 9), (0, 1), (0, 1))
+"""Of the random points; six, so that functions defined on one side of zero still meet two."""
+
+
+def same_value(gold: Node, answer: Node, deadline: Deadline, *, decimal_digits: int) -> bool | None:
+    """Whether two expressions are equal wherever both are defined and real; None when that cannot be evaluated.
+
+    A decimal with at least `decimal_digits` significant digits also equals an irrational or repeating value that it
+    agrees with in every digit it shows. Raises OutOfTime.
+    """
+    atoms = free_atoms(gold) | free_atoms(answer)
+    try:
+        if atoms:
+            return _same_function(gold, answer, atoms, deadline)
+        exact_gold, exact_answer = exact_value(gold, deadline), exact_value(answer, deadline)
+        if exact_gold is not None and exact_gold == exact_answer:
+            return True
+        for rounded, other in ((answer, gold), (gold, answer)):
+            if (decimal := _decimal(rounded)) is not None:
+                return _agrees(decimal, other, deadline, decimal_digits)
+        if exact_gold is not None and exact_answer is not None:
+            return False
+        return NumericValue(gold, deadline).equals(NumericValue(answer, deadline))
+    except Undefined:
+        return False
+    except (TooLarge, TypeError):
+        return None
+
+
+def is_undefined(node: Node, deadline: Deadline) -> bool:
+    """Whether evaluating a constant expression divides by zero or the like."""
+    if free_atoms(node) or INFINITY in walk(node):
+        return False
+    try:
+        if exact_value(node, deadline) is None:
+            NumericValue(node, deadline)
+    except Undefined:
+        return True
+    except (TooLarge, TypeError):
+        pass
+    return False
+
+
+# ---- decimals
+
+
+def _decimal(node: Node) -> tuple[Fraction, int, Fraction] | None:
+    """(value, significant digits, unit of the last place) of 1.41, -1.41 or 1.41\\times10^5."""
+    if node.op == "dec":
+        return node.args
+    if node.op == "neg" and (inner := _decimal(node.args[0])):
+        value, digits, unit = inner
+        return -value, digits, unit
+    if node.op == "mul" and len(node.args) == 2 and node.args[0].op == "dec" and node.args[1].op == "pow":
+        base, exponent = node.args[1].args
+        if base == number(10) and exponent.op == "num" and exponent.args[0] in range(-1000, 1000):
+            value, digits, unit = node.args[0].args
+            scale = Fraction(10) ** int(exponent.args[0])
+            return value * scale, digits, unit * scale
+    return None
+
+
+def _agrees(decimal: tuple[Fraction, int, Fraction], other: Node, deadline: Deadline, decimal_digits: int) -> bool:
+    """Whether the decimal is the other value cut or rounded; a value with a finite decimal form must be met exactly."""
+    value, digits, unit = decimal
+    exact = exact_value(other, deadline)
+    if digits < decimal_digits or (exact is not None and is_finite_decimal(exact)):
+        return exact == value
+    if exact is None:
+        numeric = NumericValue(other, deadline)
+        if not numeric.is_real:
+            return False
+        exact = numeric.as_fraction()
+    rounded = abs(exact - value) * 2 <= unit
+    return rounded or 0 <= abs(exact) - abs(value) < unit
+
+
+def is_finite_decimal(value: Fraction) -> bool:
+    """Whether a fraction is a decimal that ends."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+# ---- functions
+
+
+def random_points(atoms: Iterable[Node]) -> Iterator[dict[Node, Fraction]]:
+    """Always the same points for the same atoms, so that a verdict can be repeated."""
+    ordered = sorted(atoms, key=repr)
+    generator = random.Random(20260)
+    for low, high in _RANGES:
+        yield {atom: low + Fraction(generator.randrange(1, 997 * (high - low)), 997) for atom in ordered}
+
+
+def _same_function(gold: Node, answer: Node, atoms: Iterable[Node], deadline: Deadline) -> bool | None:
+    """Agreement at every point where both are real; at complex values only when there are no real ones."""
+    is_complex = IMAGINARY in walk(gold) or IMAGINARY in walk(answer)
+    real = {True: 0, False: 0}
+    complex_ = {True: 0, False: 0}
+    for point in random_points(atoms):
+        deadline.check()
+        try:
+            agree, both_real = _compare_at(gold, answer, point, deadline)
+        except Undefined:
+            continue
+        if (both_real or is_complex) and not agree:
+            return False
+        (real if both_real else complex_)[agree] += 1
+    if real[True] >= 2:
+        return True
+    if complex_[True] + complex_[False] == 0:
+        return None
+    return complex_[False] == 0
+
+
+def _compare_at(gold: Node, answer: Node, point: Mapping[Node, Fraction], deadline: Deadline) -> tuple[bool, bool]:
+    exact_gold, exact_answer = exact_value(gold, deadline, point), exact_value(answer, deadline, point)
+    if exact_gold is not None and exact_answer is not None:
+        return exact_gold == exact_answer, True
+    one, other = NumericValue(gold, deadline, point), NumericValue(answer, deadline, point)
+    return one.equals(other), one.is_real and other.is_real
+
+
+def real_fraction(node: Node, deadline: Deadline, values: Mapping[Node, Fraction] | None = None) -> Fraction | None:
+    """The real value of an expression, exactly or to some fifty digits; None when it has none."""
+    try:
+        exact = exact_value(node, deadline, values)
+        if exact is not None:
+            return exact
+        numeric = NumericValue(node, deadline, values)
+        return numeric.as_fraction() if numeric.is_real else None
+    except (Undefined, TooLarge, TypeError):
+        return None
+
+
+def nearly_equal(one: Fraction, other: Fraction) -> bool:
+    """Equal up to the rounding of `real_fraction`."""
+    return one == other or abs(one - other) * 2**100 < max(abs(one), abs(other))

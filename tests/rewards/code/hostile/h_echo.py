@@ -1,0 +1,3 @@
+# mode: script
+# must not: score by repeating its input
+print(input())
