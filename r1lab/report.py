@@ -1,6 +1,5 @@
 """The closing table of a run: base against final, split by split."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,13 +27,12 @@ def table_rows(result: dict[str, float]) -> dict[str, str]:
     return ROWS | {key.replace("_blind", ", format-blind,"): key for key in sampled}
 
 
-def print_results(results: dict[str, Any], directory: Path, seconds: float) -> None:
-    """Prints base, final and final-without-reflection results of every split, and where the run's files are."""
+def print_results(results: dict[str, Any]) -> None:
+    """Prints base, final and final-without-reflection results of every split."""
     console = Console()
     for split in results.get("final", {}):
         columns = {when: results[when][split] for when in COLUMNS if when in results}
         console.print(_build_table(split, columns))
-    console.print(f"{seconds / 60:.1f} minutes; metrics, completions, checkpoints and curves.png are in {directory}")
 
 
 def _build_table(split: str, columns: dict[str, dict[str, float]]) -> Table:

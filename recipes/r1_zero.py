@@ -28,6 +28,7 @@ from r1lab.report import print_results
 from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams
 from r1lab.run import Interrupted, Run, RunConfig
 from r1lab.tasks import TASKS
+from r1lab.trace.report import write_report
 from rewards import load_reward
 
 EVAL_SAMPLING_SEED = 1
@@ -135,7 +136,10 @@ def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> 
     run = Run(trainer, run_config, accelerator, tokenizer, evaluators, settings)
     results = run.train()
     if accelerator.is_main_process:
-        print_results(results, run.directory, run.seconds)
+        report = write_report(run.directory, show_progress=True)
+        print_results(results)
+        print(f"{run.seconds / 60:.1f} minutes; metrics, completions, checkpoints and curves are in {run.directory}")
+        print(f"the completions, to read in a browser: {report}")
     accelerator.end_training()
 
 

@@ -49,6 +49,8 @@ HIT_FIRST = 0.2
 SYSTEMATIC = 0.9
 """Share of the searchers that go through the pairs in reading order instead of at random, where that is short enough
 (pick-two, and Countdown with three numbers)."""
+GUESS_FIRST = 0.5
+"""Share of the searches that try a guess before they go through the rest."""
 NUM_GUESSES = 12
 MAX_TRIES = 9
 """Of a search by guessing, the solution included."""
@@ -114,8 +116,10 @@ def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
 
 
 def _search(rng: random.Random, problem: Problem) -> list[Expression]:
-    """Distinct tries up to and including the first that hits."""
+    """Distinct tries up to and including the first that hits; half of the searches begin with a guess."""
     candidates = _candidates(rng, problem)
+    if rng.random() < GUESS_FIRST:
+        candidates = list(dict.fromkeys([_guess(rng, problem), *candidates]))
     if not _has_reading_order(problem):
         candidates = [*candidates[: MAX_TRIES - 1], problem.solution]
     tries = []

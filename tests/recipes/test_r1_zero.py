@@ -48,6 +48,7 @@ def test_a_run_leaves_everything_it_promises(finished_run):
     )
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (run_dir / "config.yaml").exists()
+    assert "<!doctype html>" in (run_dir / "report.html").read_text()[:100].lower()
     results = json.loads((run_dir / "results.json").read_text())
     for when in ("base", "final", "final_reflection_banned"):
         assert {"accuracy", "accuracy_se", "accuracy_blind", "greedy_accuracy", "maj@2", "pass@2"} <= set(
