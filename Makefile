@@ -19,8 +19,9 @@ pretrain: $(INSTALLED)  ## make the embedded base again
 	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu --num_processes 2 \
 		--num_machines 1 --mixed_precision no --dynamo_backend no recipes/pretrain.py $(ARGS)
 
+# One hash seed: the workers must agree on every test's name, and names show sets.
 test: $(TEST_INSTALLED)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 install: $(INSTALLED)
 
