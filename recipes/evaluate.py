@@ -12,17 +12,14 @@ Sampled and greedy accuracy, pass@k, maj@k, format and reflection, with standard
 import json
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from r1_zero import EVAL_SAMPLING_SEED, ScriptArguments, build_engine
+from r1_zero import ScriptArguments, build_engine, build_evaluator
 from trl import TrlParser
 
 from r1lab.config import GRPOConfig, at_least
-from r1lab.evaluate import evaluate_split, reflection_token_ids
 from r1lab.loading import load_policy, load_prompts
 from r1lab.report import print_results
-from r1lab.rollout import SamplingParams
 from rewards import load_reward
 
 PROTOCOLS = {"plain": (1.0, 1.0), "r1": (0.6, 0.95)}
@@ -58,26 +55,10 @@ def main(script: ScriptArguments, config: EvaluateConfig) -> None:
     if not held_out:
         raise ValueError("nothing to evaluate on: name the problems with --eval_dataset_name")
     temperature, top_p = PROTOCOLS[config.protocol]
-    banned = reflection_token_ids(tokenizer) if config.ban_reflection else ()
-
-    def generate(prompt_ids, n, temperature):
-        params = SamplingParams(
-            n=n,
-            max_tokens=config.max_completion_length,
-            temperature=temperature,
-            top_p=top_p if temperature > 0 else 1.0,
-            seed=EVAL_SAMPLING_SEED,
-            banned_token_ids=banned,
-        )
-        return engine.generate(prompt_ids, params)
-
-    policy.eval()
-    decode = partial(tokenizer.decode, skip_special_tokens=True)
-    samples = {"num_samples": config.num_samples, "temperature": temperature}
-    results = {
-        split: evaluate_split(prompts[: config.num_problems], generate, decode, reward, **samples)
-        for split, prompts in held_out.items()
-    }
+    results = {}
+    for split, prompts in held_out.items():
+        evaluate = build_evaluator(engine, tokenizer, prompts, reward, config.max_completion_length, temperature, top_p)
+        results[split] = evaluate(config.num_problems, config.num_samples, config.ban_reflection)
     print_results({"final": results})
     if config.output_file:
         settings = {"model": script.model_name_or_path, "temperature": temperature, "top_p": top_p, **vars(config)}

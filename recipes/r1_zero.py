@@ -79,8 +79,8 @@ def build_sampler(engine, config: GRPOConfig):
     return lambda prompt_ids, seeds: engine.generate(prompt_ids, params, seeds=seeds)
 
 
-def build_evaluator(engine, tokenizer, prompts, reward, config: GRPOConfig):
-    """(num_problems, num_samples, ban_reflection=False) -> results on one held-out split, sampled at temperature 1."""
+def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0):
+    """(num_problems, num_samples, ban_reflection=False) -> sampled and greedy results on one held-out split."""
     decode = partial(tokenizer.decode, skip_special_tokens=True)
 
     def evaluate(num_problems: int, num_samples: int, ban_reflection: bool = False) -> dict[str, float]:
@@ -89,15 +89,17 @@ def build_evaluator(engine, tokenizer, prompts, reward, config: GRPOConfig):
         def generate(prompt_ids, n, temperature):
             params = SamplingParams(
                 n=n,
-                max_tokens=config.max_completion_length,
+                max_tokens=max_tokens,
                 temperature=temperature,
+                top_p=top_p if temperature > 0 else 1.0,
                 seed=EVAL_SAMPLING_SEED,
                 banned_token_ids=banned,
             )
             return engine.generate(prompt_ids, params)
 
         engine.model.eval()
-        return evaluate_split(prompts[:num_problems], generate, decode, reward, num_samples=num_samples)
+        samples = {"num_samples": num_samples, "temperature": temperature}
+        return evaluate_split(prompts[:num_problems], generate, decode, reward, **samples)
 
     return evaluate
 
@@ -129,7 +131,7 @@ def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> 
     if run_config.log_with:
         accelerator.init_trackers("r1lab")
     evaluators = {
-        split: build_evaluator(engine, tokenizer, prompts, reward_funcs[0], config)
+        split: build_evaluator(engine, tokenizer, prompts, reward_funcs[0], config.max_completion_length)
         for split, prompts in held_out.items()
     }
     settings = asdict(script) | asdict(run_config) | asdict(config)
