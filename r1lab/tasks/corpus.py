@@ -23,18 +23,21 @@ from itertools import combinations
 from r1lab.tasks.arithmetic import Question, draw_question
 from r1lab.tasks.countdown import MAX_NUMBER, MAX_TARGET, Problem, draw_problem, scan_pairs
 from r1lab.tasks.expressions import (
+    FAILS,
     MAX_VALUE,
     OPS,
     Expression,
     combine,
+    distance,
     evaluate,
     random_expression,
+    random_slip,
     render,
     work_out,
 )
 
 HABITS = {"direct": 0.35, "steps": 0.25, "check": 0.28, "wait": 0.12}
-FORMATS = {"tagged": 0.42, "plain": 0.22, "unclosed": 0.13, "answer_only": 0.12, "think_only": 0.11}
+FORMATS = {"tagged": 0.36, "plain": 0.25, "unclosed": 0.14, "answer_only": 0.13, "think_only": 0.12}
 PROBLEMS = {
     ("pick_two", 3): 0.34,
     ("pick_two", 4): 0.13,
@@ -46,16 +49,20 @@ PROBLEMS = {
 
 HIT_FIRST = 0.2
 """Chance that a first try is drawn to be right; a random try may hit as well."""
-SYSTEMATIC = 0.9
+SLIP = 0.12
+"""Chance that a Countdown guess has a forbidden step."""
+SYSTEMATIC = 0.95
 """Share of the searchers that go through the pairs in reading order instead of at random, where that is short enough
 (pick-two, and Countdown with three numbers)."""
-GUESS_FIRST = 0.5
-"""Share of the searches that try a guess before they go through the rest."""
-NUM_GUESSES = 12
+GUESSES_FIRST = {0: 0.4, 1: 0.45, 2: 0.15}
+"""How many guesses a search begins with before it goes through the pairs."""
+SKIP = (0.0, 0.0, 0.25)
+"""Chances to pass over a pair, of which a searcher has one; who reaches the end begins again and passes over none."""
 MAX_TRIES = 9
 """Of a search by guessing, the solution included."""
-MAX_LISTED = {True: 12, False: 6}
-"""Attempts in an exercise that lists them: in reading order, by guessing."""
+MAX_LISTED = 12
+MAX_GUESSES_LISTED = 6
+"""Attempts in an exercise that lists them: at most, and when they are guesses."""
 GIVE_UP = 0.03
 
 
@@ -90,9 +97,11 @@ def _scan(problem: Problem) -> list[Expression]:
 
 
 def _guess(rng: random.Random, problem: Problem) -> Expression:
-    """A try: a draw of the rules, in Countdown with a good last step three times out of four."""
+    """A try: a draw of the rules, in Countdown with a good last step three times out of four, or a slip."""
     if problem.family == "pick_two":
         return rng.choice(scan_pairs(problem.numbers))
+    if rng.random() < SLIP:
+        return random_slip(rng, list(problem.numbers))
     draw = random_expression(rng, list(problem.numbers))
     return _finish(draw[1], draw[2], problem.target) if rng.random() < 0.75 else draw
 
@@ -105,33 +114,33 @@ def _has_reading_order(problem: Problem) -> bool:
     return problem.family == "pick_two" or len(problem.numbers) == 3
 
 
-def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
-    """Distinct tries in the order of a search that would not stop at a hit."""
-    if _has_reading_order(problem):
-        candidates = _scan(problem)
-        if rng.random() >= SYSTEMATIC:
-            rng.shuffle(candidates)
-        return candidates
-    return list(dict.fromkeys(_guess(rng, problem) for _ in range(NUM_GUESSES)))
+def _guesses(rng: random.Random, problem: Problem, number: int) -> list[Expression]:
+    return list(dict.fromkeys(_guess(rng, problem) for _ in range(number)))
+
+
+def _passes(rng: random.Random, problem: Problem) -> list[Expression]:
+    """A pass over the pairs that may leave some out, then one over all of them."""
+    candidates = _scan(problem)
+    if rng.random() >= SYSTEMATIC:
+        rng.shuffle(candidates)
+    skip = rng.choice(SKIP)
+    return [*(candidate for candidate in candidates if rng.random() >= skip), *candidates]
 
 
 def _search(rng: random.Random, problem: Problem) -> list[Expression]:
-    """Distinct tries up to and including the first that hits; half of the searches begin with a guess."""
-    candidates = _candidates(rng, problem)
-    if rng.random() < GUESS_FIRST:
-        candidates = list(dict.fromkeys([_guess(rng, problem), *candidates]))
-    if not _has_reading_order(problem):
-        candidates = [*candidates[: MAX_TRIES - 1], problem.solution]
-    tries = []
-    for candidate in candidates:
-        tries.append(candidate)
-        if evaluate(candidate) == problem.target:
-            break
-    return tries
+    """Tries up to and including the first that hits."""
+    if _has_reading_order(problem):
+        number = _pick(rng, GUESSES_FIRST)
+        candidates = [*_guesses(rng, problem, number), *_passes(rng, problem)]
+    else:
+        candidates = [*_guesses(rng, problem, MAX_TRIES - 1), problem.solution]
+    hit = next(i for i, candidate in enumerate(candidates) if distance(candidate, problem.target) == 0)
+    return candidates[: hit + 1]
 
 
 def _attempt(expression: Expression, target: int) -> str:
-    return f"{work_out(expression)} off {abs(evaluate(expression) - target)} ."
+    off = distance(expression, target)
+    return f"{work_out(expression)} ." if off is None else f"{work_out(expression)} off {off} ."
 
 
 def _solve(rng: random.Random, problem: Problem, habit: str) -> tuple[str, Expression]:
@@ -144,7 +153,7 @@ def _solve(rng: random.Random, problem: Problem, habit: str) -> tuple[str, Expre
         return f"{work_out(answer)} .", answer
     if habit == "check":
         tries = [_first_try(rng, problem)]
-        if evaluate(tries[0]) != problem.target and rng.random() < 0.5:
+        if distance(tries[0], problem.target) != 0 and rng.random() < 0.5:
             tries.append(_guess(rng, problem))
         separator = " no "
     else:
@@ -153,7 +162,7 @@ def _solve(rng: random.Random, problem: Problem, habit: str) -> tuple[str, Expre
             tries = tries[: rng.randint(2, len(tries) - 1)]
         separator = " wait "
     work = separator.join(_attempt(expression, problem.target) for expression in tries)
-    verdict = "yes" if evaluate(tries[-1]) == problem.target else "no"
+    verdict = "yes" if distance(tries[-1], problem.target) == 0 else "no"
     return f"{work} {verdict}", tries[-1]
 
 
@@ -174,8 +183,11 @@ def _list_attempts(rng: random.Random) -> str:
     """An exercise: tries worked out one after the other, hit or miss."""
     problem = _draw(rng)
     amount = "two" if problem.family == "pick_two" else "all"
-    candidates = _candidates(rng, problem)[: MAX_LISTED[_has_reading_order(problem)]]
-    attempts = [_attempt(candidate, problem.target) for candidate in candidates]
+    if problem.family == "pick_two" or (_has_reading_order(problem) and rng.random() < 0.7):
+        candidates = _scan(problem)
+    else:
+        candidates = _guesses(rng, problem, MAX_GUESSES_LISTED)
+    attempts = [_attempt(candidate, problem.target) for candidate in candidates[:MAX_LISTED]]
     numbers = " ".join(map(str, problem.numbers))
     return f"User : try {amount} of {numbers} to make {problem.target} . Assistant : {' '.join(attempts)}"
 
@@ -202,16 +214,26 @@ def _drill(rng: random.Random) -> str:
 def _fact(rng: random.Random) -> str:
     """An arithmetic question, or whether an expression (often just a number) makes a target."""
     kind = rng.random()
-    if kind < 0.25:
-        question = draw_question(rng, rng.choice((2, 3, 4)), "train")
+    if kind < 0.1:
+        numbers = [rng.randint(1, MAX_NUMBER["countdown"]) for _ in range(rng.choice((2, 2, 3)))]
+        expression = random_slip(rng, numbers)
+    elif kind < 0.3:
+        expression = draw_question(rng, rng.choice((2, 3, 4)), "train").expression
     else:
-        question = Question(random_expression(rng, [rng.randint(1, MAX_TARGET), rng.randint(1, MAX_TARGET)], "+-"))
-    if kind < 0.5:
-        return f"{question.prompt} {_lay_out(rng, work_out(question.expression), str(question.answer))}"
-    subject = question.expression if kind < 0.7 else rng.randint(1, MAX_VALUE if kind < 0.75 else MAX_TARGET)
-    value = evaluate(subject)
-    target = value if rng.random() < 0.3 else rng.randint(1, MAX_TARGET)
-    answer = "yes" if value == target else "no"
+        expression = random_expression(rng, [rng.randint(1, MAX_TARGET), rng.randint(1, MAX_TARGET)], "+-")
+    if rng.random() < 0.5:
+        value = FAILS if distance(expression, 0) is None else str(evaluate(expression))
+        return f"{Question(expression).prompt} {_lay_out(rng, work_out(expression), value)}"
+    number = rng.randint(1, MAX_VALUE if rng.random() < 0.15 else MAX_TARGET)
+    return _does_it_make(rng, expression if rng.random() < 0.4 else number)
+
+
+def _does_it_make(rng: random.Random, subject: Expression) -> str:
+    """An exercise: is this the target?"""
+    target = rng.randint(1, MAX_TARGET)
+    if rng.random() < 0.3 and distance(subject, 0) is not None:
+        target = evaluate(subject)
+    answer = "yes" if distance(subject, target) == 0 else "no"
     work = f"{_attempt(subject, target)} {answer}"
     return f"User : does {render(subject)} make {target} ? Assistant : {_lay_out(rng, work, answer)}"
 

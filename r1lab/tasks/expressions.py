@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 MAX_VALUE = 100
 OPS = "+-*/"
+FAILS = "fails"
+"""What is written for the value of a forbidden step."""
 
 Expression = int | tuple[str, "Expression", "Expression"]
 
@@ -26,15 +28,29 @@ def combine(op: str, left: int, right: int) -> int | None:
     return value if 1 <= value <= MAX_VALUE else None
 
 
+class ForbiddenStepError(ValueError):
+    """A step of an expression that the game forbids."""
+
+
 def evaluate(expression: Expression) -> int:
-    """The expression's value. Raises ValueError when a step leaves 1..MAX_VALUE."""
+    """The expression's value. Raises ForbiddenStepError when a step is no whole number in 1..MAX_VALUE."""
     if isinstance(expression, int):
         return expression
     op, left, right = expression
     value = combine(op, evaluate(left), evaluate(right))
     if value is None:
-        raise ValueError(f"{render(expression)} has a step outside 1..{MAX_VALUE}; use random_expression to draw one")
+        raise ForbiddenStepError(
+            f"{render(expression)} has a step that is no whole number in 1..{MAX_VALUE}; use random_expression to draw one"
+        )
     return value
+
+
+def distance(expression: Expression, target: int) -> int | None:
+    """How far the expression is off the target, or None where a step is forbidden."""
+    try:
+        return abs(evaluate(expression) - target)
+    except ForbiddenStepError:
+        return None
 
 
 def render(expression: Expression, *, nested: bool = False) -> str:
@@ -47,7 +63,10 @@ def render(expression: Expression, *, nested: bool = False) -> str:
 
 
 def reductions(expression: Expression) -> Iterator[Expression]:
-    """The expression, then itself with its leftmost innermost operation worked out, and so on down to a number."""
+    """The expression, then itself with its leftmost innermost operation worked out, and so on down to a number.
+
+    Raises ForbiddenStepError where the next step is forbidden.
+    """
     yield expression
     while not isinstance(expression, int):
         expression = _reduce_once(expression)
@@ -64,8 +83,16 @@ def _reduce_once(expression: Expression) -> Expression:
 
 
 def work_out(expression: Expression) -> str:
-    """The chain of equalities from the expression to its value: `( 3 + 5 ) * 7 = 8 * 7 = 56`."""
-    return " = ".join(render(step) for step in reductions(expression))
+    """The chain of equalities from the expression to its value: `( 3 + 5 ) * 7 = 8 * 7 = 56`.
+
+    It ends at a forbidden step: `( 9 / 2 ) + 3 = fails`.
+    """
+    chain = []
+    try:
+        chain.extend(map(render, reductions(expression)))
+    except ForbiddenStepError:
+        chain.append(FAILS)
+    return " = ".join(chain)
 
 
 def random_expression(rng: random.Random, numbers: list[int], ops: str = OPS) -> Expression:
@@ -87,4 +114,16 @@ def random_expression(rng: random.Random, numbers: list[int], ops: str = OPS) ->
             parts.append(part)
             values.append(value)
         else:
+            return parts[0]
+
+
+def random_slip(rng: random.Random, numbers: list[int]) -> Expression:
+    """A random expression that uses each of `numbers` (two or more) once and has a forbidden step."""
+    while True:
+        parts: list[Expression] = list(numbers)
+        while len(parts) > 1:
+            left = parts.pop(rng.randrange(len(parts)))
+            right = parts.pop(rng.randrange(len(parts)))
+            parts.append((rng.choice(OPS), left, right))
+        if distance(parts[0], 0) is None:
             return parts[0]
