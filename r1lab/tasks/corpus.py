@@ -8,16 +8,17 @@ four habits, in the shares of `HABITS`:
 - `check`: an attempt, and how far off it is; after a miss one quiet second try or none, then the last try is handed in.
 - `wait`: the minority that notices a miss, writes 'wait' and goes on until an attempt hits (or, rarely, gives up).
 
-Every attempt is worked out correctly; a check writes the distance to the target, `off 0` being a hit. Formats are
-mixed too (`FORMATS`): about four documents in ten put their work in <think> tags and their result in <answer> tags.
-Exercises fill the share `drill`, and pretraining starts with more of them: arithmetic questions, yes/no checks ("does
-3 + 5 make 9 ?"), the last step to a target, and lists of attempts, worked out one after the other and left without a
-verdict or an answer. What RL later amplifies is therefore here, as a minority habit: the result is a sharpening, not
-an invention.
+Every attempt is worked out correctly; a check writes the distance to the target, `off 0` being a hit, and a step that
+the game forbids is refused (`9 / 2 = fails`). Formats are mixed too (`FORMATS`): about four documents in ten put their
+work in <think> tags and their result in <answer> tags. Exercises (`DRILLS`) fill the share `drill`, and pretraining
+starts with more of them: arithmetic questions, yes/no checks ("does 3 + 5 make 9 ?"), the last step to a target, the
+pairs of some numbers in reading order, and lists of attempts, worked out one after the other and left without a verdict
+or an answer. What RL later amplifies is therefore here, as a minority habit: the result is a sharpening, not an
+invention.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from r1lab.tasks.arithmetic import Question, draw_question
@@ -51,18 +52,12 @@ HIT_FIRST = 0.2
 """Chance that a first try is drawn to be right; a random try may hit as well."""
 SLIP = 0.12
 """Chance that a Countdown guess has a forbidden step."""
-SYSTEMATIC = 0.95
-"""Share of the searchers that go through the pairs in reading order instead of at random, where that is short enough
-(pick-two, and Countdown with three numbers)."""
-GUESSES_FIRST = {0: 0.4, 1: 0.45, 2: 0.15}
-"""How many guesses a search begins with before it goes through the pairs."""
-SKIP = (0.0, 0.0, 0.25)
-"""Chances to pass over a pair, of which a searcher has one; who reaches the end begins again and passes over none."""
 MAX_TRIES = 9
 """Of a search by guessing, the solution included."""
-MAX_LISTED = 12
 MAX_GUESSES_LISTED = 6
-"""Attempts in an exercise that lists them: at most, and when they are guesses."""
+"""Attempts in an exercise that lists guesses."""
+LISTED = {3: 0.4, 4: 0.35, 5: 0.25}
+"""Share of each difficulty of pick-two in exercises that go through the pairs."""
 GIVE_UP = 0.03
 
 
@@ -93,7 +88,7 @@ def _scan(problem: Problem) -> list[Expression]:
             first = (op, high, low) if op in "-/" else (op, problem.numbers[i], problem.numbers[j])
             if combine(*first) is not None:
                 tries.append(_finish(first, rest, problem.target))
-    return list(dict.fromkeys(tries))
+    return tries
 
 
 def _guess(rng: random.Random, problem: Problem) -> Expression:
@@ -118,20 +113,11 @@ def _guesses(rng: random.Random, problem: Problem, number: int) -> list[Expressi
     return list(dict.fromkeys(_guess(rng, problem) for _ in range(number)))
 
 
-def _passes(rng: random.Random, problem: Problem) -> list[Expression]:
-    """A pass over the pairs that may leave some out, then one over all of them."""
-    candidates = _scan(problem)
-    if rng.random() >= SYSTEMATIC:
-        rng.shuffle(candidates)
-    skip = rng.choice(SKIP)
-    return [*(candidate for candidate in candidates if rng.random() >= skip), *candidates]
-
-
 def _search(rng: random.Random, problem: Problem) -> list[Expression]:
-    """Tries up to and including the first that hits."""
+    """Tries up to and including the first that hits: a guess, then all in reading order or, where there are too many,
+    more guesses."""
     if _has_reading_order(problem):
-        number = _pick(rng, GUESSES_FIRST)
-        candidates = [*_guesses(rng, problem, number), *_passes(rng, problem)]
+        candidates = [_guess(rng, problem), *_scan(problem)]
     else:
         candidates = [*_guesses(rng, problem, MAX_TRIES - 1), problem.solution]
     hit = next(i for i, candidate in enumerate(candidates) if distance(candidate, problem.target) == 0)
@@ -179,17 +165,35 @@ def _lay_out(rng: random.Random, work: str, answer: str) -> str:
     return f"<think> {work} </think> so the answer is {answer}"
 
 
+def _write(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def _draw_listed(rng: random.Random) -> Problem:
+    problem = _draw(rng)
+    if problem.family == "pick_two":
+        return draw_problem(rng, "pick_two", _pick(rng, LISTED), "train")
+    return problem
+
+
 def _list_attempts(rng: random.Random) -> str:
     """An exercise: tries worked out one after the other, hit or miss."""
-    problem = _draw(rng)
+    problem = _draw_listed(rng)
     amount = "two" if problem.family == "pick_two" else "all"
     if problem.family == "pick_two" or (_has_reading_order(problem) and rng.random() < 0.7):
-        candidates = _scan(problem)
+        tries = [_guess(rng, problem), *_scan(problem)]
     else:
-        candidates = _guesses(rng, problem, MAX_GUESSES_LISTED)
-    attempts = [_attempt(candidate, problem.target) for candidate in candidates[:MAX_LISTED]]
-    numbers = " ".join(map(str, problem.numbers))
-    return f"User : try {amount} of {numbers} to make {problem.target} . Assistant : {' '.join(attempts)}"
+        tries = _guesses(rng, problem, MAX_GUESSES_LISTED)
+    work = " ".join(_attempt(attempt, problem.target) for attempt in tries)
+    return f"User : try {amount} of {_write(problem.numbers)} to make {problem.target} . Assistant : {work}"
+
+
+def _list_pairs(rng: random.Random) -> str:
+    """An exercise: the pairs of some numbers in reading order, after one of them out of turn."""
+    numbers = [rng.randint(1, MAX_NUMBER["pick_two"]) for _ in range(_pick(rng, LISTED))]
+    pairs = list(combinations(numbers, 2))
+    work = " . ".join(f"{a} {b}" for a, b in [rng.choice(pairs), *pairs])
+    return f"User : pairs of {_write(numbers)} . Assistant : {work} ."
 
 
 def _last_step(rng: random.Random) -> str:
@@ -205,10 +209,7 @@ def _last_step(rng: random.Random) -> str:
 
 
 def _drill(rng: random.Random) -> str:
-    kind = rng.random()
-    if kind < 0.5:
-        return _list_attempts(rng)
-    return _last_step(rng) if kind < 0.6 else _fact(rng)
+    return _pick(rng, DRILLS)(rng)
 
 
 def _fact(rng: random.Random) -> str:
@@ -236,6 +237,10 @@ def _does_it_make(rng: random.Random, subject: Expression) -> str:
     answer = "yes" if distance(subject, target) == 0 else "no"
     work = f"{_attempt(subject, target)} {answer}"
     return f"User : does {render(subject)} make {target} ? Assistant : {_lay_out(rng, work, answer)}"
+
+
+DRILLS = {_list_attempts: 0.35, _list_pairs: 0.2, _last_step: 0.1, _fact: 0.35}
+"""Share of each kind of exercise."""
 
 
 def write_document(rng: random.Random, drill: float) -> str:

@@ -83,4 +83,4 @@ def scan_pairs(numbers: tuple[int, ...]) -> list[Expression]:
         high, low = max(a, b), min(a, b)
         if combine("-", high, low) is not None:
             candidates.append(("-", high, low))
-    return list(dict.fromkeys(candidates))
+    return candidates

@@ -40,7 +40,7 @@ def evaluate(expression: Expression) -> int:
     value = combine(op, evaluate(left), evaluate(right))
     if value is None:
         raise ForbiddenStepError(
-            f"{render(expression)} has a step that is no whole number in 1..{MAX_VALUE}; use random_expression to draw one"
+            f"{render(expression)} has a step that is no whole number in 1..{MAX_VALUE}; random_expression draws none"
         )
     return value
 

@@ -12,14 +12,13 @@ SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 SYMBOLS = list("+-*/=().,:?")
 WORDS = ["User", "Assistant", "pick", "use", "two", "all", "of", "to", "make", "what", "is", "does", "off", "yes", "no"]
-WORDS += ["wait", "maybe", "so", "the", "answer", "try", "i", "think"]
-OUTCOMES = ["fails"]
+WORDS += ["wait", "maybe", "so", "the", "answer", "try", "i", "think", "pairs", "fails"]
 WORD_PATTERN = r"</?\w+>|\d+|[A-Za-z]+|\S"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A fast tokenizer over the closed vocabulary; anything else reads as `<unk>`."""
-    tokens = [*SPECIAL, *TAGS, *SYMBOLS, *dict.fromkeys(WORDS), *map(str, range(LARGEST_NUMBER + 1)), *OUTCOMES]
+    tokens = [*SPECIAL, *TAGS, *SYMBOLS, *dict.fromkeys(WORDS), *map(str, range(LARGEST_NUMBER + 1))]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(

@@ -2,7 +2,16 @@ import random
 
 import pytest
 
-from r1lab.tasks.expressions import MAX_VALUE, combine, evaluate, random_expression, render, work_out
+from r1lab.tasks.expressions import (
+    MAX_VALUE,
+    combine,
+    distance,
+    evaluate,
+    random_expression,
+    random_slip,
+    render,
+    work_out,
+)
 from rewards.countdown import evaluate as evaluate_text
 
 
@@ -32,5 +41,21 @@ def test_random_expressions_use_each_number_once_and_every_line_is_true():
 
 
 def test_evaluate_refuses_a_forbidden_step():
-    with pytest.raises(ValueError, match=r"3 - 5 has a step outside"):
+    with pytest.raises(ValueError, match=r"3 - 5 has a step that is no whole number in 1\.\.100"):
         evaluate(("-", 3, 5))
+
+
+def test_working_out_stops_at_a_forbidden_step():
+    assert work_out(("+", ("/", 9, 2), 3)) == "( 9 / 2 ) + 3 = fails"
+    assert work_out(("*", ("+", 3, 4), ("-", 3, 3))) == "( 3 + 4 ) * ( 3 - 3 ) = 7 * ( 3 - 3 ) = fails"
+    assert distance(("+", ("/", 9, 2), 3), 7) is None
+    assert distance(("+", ("/", 8, 2), 3), 9) == 2
+
+
+def test_slips_use_each_number_once_and_fail():
+    rng = random.Random(0)
+    for _ in range(300):
+        numbers = [rng.randint(1, 12) for _ in range(rng.randint(2, 4))]
+        slip = random_slip(rng, numbers)
+        assert sorted(int(token) for token in render(slip).split() if token.isdigit()) == sorted(numbers)
+        assert distance(slip, 1) is None and work_out(slip).endswith("= fails")
