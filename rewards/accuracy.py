@@ -39,10 +39,14 @@ def accuracy_reward(
     """
     golds = find_column(columns, GOLD_COLUMNS, len(completions))
     texts = [completion_text(completion) for completion in completions]
-    verdicts = [
-        check(gold, extract_answer(text, answer_mode), timeout_s=timeout_s, policy=policy)
-        for text, gold in zip(texts, golds, strict=True)
-    ]
+    # One decision for each different pair: a group may repeat a slow answer, and timeouts are not cached.
+    decided: dict[tuple[str, str, str | None], Verdict] = {}
+    verdicts = []
+    for text, gold in zip(texts, golds, strict=True):
+        pair = (type(gold).__name__, str(gold), extract_answer(text, answer_mode))
+        if pair not in decided:
+            decided[pair] = check(gold, pair[2], timeout_s=timeout_s, policy=policy)
+        verdicts.append(decided[pair])
     if log_metric is not None and verdicts:
         counts = Counter(verdict.reason for verdict in verdicts)
         for reason in REASONS:

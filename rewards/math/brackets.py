@@ -5,6 +5,15 @@ from rewards.math.lexer import ParseError, Token
 from rewards.math.nodes import Node, call, number
 from rewards.math.reader import TokenReader
 
+_OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
+
+
+def _within(member: Node, condition: Node) -> Node:
+    """The condition alone of {x | ...} and {x in R | ...}; among whole numbers it means another set."""
+    if member.op == "rel" and member.args[0] == ("in",) and member.args[2] != Node("named_set", ("R",)):
+        return Node("intersection", (member, condition))
+    return condition
+
 
 class BracketReader(TokenReader):
     """Reads what is enclosed, and the unit behind a number."""
@@ -17,10 +26,12 @@ class BracketReader(TokenReader):
             self.advance()
             self.open_bars = outer_bars
             return grammar.EMPTY_SET
+        if opening.text == r"\{":
+            self._read_colon_as_bar()
         content = self.parse_list((*closings, r"\mid", "|") if opening.text == r"\{" else closings)
         if opening.text == r"\{" and self.peek().text in (r"\mid", "|"):
             self.advance()
-            content = self.parse_list(closings)
+            content = _within(content, self.parse_list(closings))
             self.expect(*closings)
             self.open_bars = outer_bars
             return content
@@ -32,6 +43,20 @@ class BracketReader(TokenReader):
         if len(items) == 1 and (opening.text, closing) not in (("(", "]"), ("[", ")")):
             return content
         return Node("seq", (opening.text, closing, *items))
+
+    def _read_colon_as_bar(self) -> None:
+        """{x : x > 2} is {x | x > 2}; a set of ratios holds no relation after a colon."""
+        colon, depth = None, 0
+        for index in range(self.position, len(self.tokens)):
+            token = self.tokens[index]
+            if token.kind == "end" or depth < 0:
+                return
+            depth += (token.text in _OPENING) - (token.text in _CLOSING)
+            if token.text == ":" and depth == 0 and colon is None:
+                colon = index
+            elif colon is not None and depth == 0 and token.text in grammar.RELATIONS:
+                self.tokens[colon] = Token("command", r"\mid", True)
+                return
 
     def _bars(self, opening: Token) -> Node:
         self.open_bars += 1

@@ -132,7 +132,7 @@ def choice_letter(text: str) -> str | None:
     if match := _CHOICE.fullmatch(text):
         return match[1].upper()
     if match := _CHOICE_WITH_TEXT.fullmatch(text):
-        return None if re.search(r"\b[A-J]\b", match[3]) else match[1] or match[2]
+        return None if re.search(r"\b[A-J]\b|\b[a-j]\)", match[3]) else match[1] or match[2]
     return None
 
 

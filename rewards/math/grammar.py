@@ -20,6 +20,7 @@ CONSTANTS = {r"\pi": PI, r"\infty": INFINITY}
 LETTER_CONSTANTS = {"e": EULER, "i": IMAGINARY}
 EMPTY_SET = Node("set", ())
 NAMED_SETS = {rf"\mathbb {name}": Node("named_set", (name,)) for name in "RZNQC"}
+ALL_REALS = frozenset({"all real numbers", "all reals", "all real values", "real numbers", "the real numbers"})
 EMPTY_SETS = frozenset({r"\emptyset", r"\varnothing"})
 
 FRACTIONS = frozenset({r"\frac", r"\dfrac", r"\tfrac", r"\cfrac"})

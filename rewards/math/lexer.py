@@ -82,6 +82,9 @@ def tokenize(text: str) -> list[Token]:
             tokens.append(Token("number", match[0], spaced, value))
         elif kind == "letters":
             tokens.extend(_split_letters(match[0], spaced))
+        elif match["font"] and not match["content"].strip(" .~"):
+            spaced = True
+            continue
         elif match["font"]:
             tokens.append(_font(match["content"].strip(), match[0].startswith("\\operatorname"), spaced))
         elif match["set"]:

@@ -40,6 +40,8 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 _FONT_NUMBER = re.compile(r"\\(?:text[a-z]{0,6}|math[a-z]{2}|mbox|bm|boldsymbol)\{([^{}A-Za-z]*[0-9][^{}\\]*)\}")
 _TIMES = re.compile(r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)")
+_UNSEEN = re.compile(r"\\(?:[hv]?phantom|(?:text)?color)\s*\{[^{}]*\}")
+_CLOCK = re.compile(r"(?<=:)([0-9]{2}) *([ap])\.?m\b\.?$", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[A-Za-z_]{1,32}\|>|</s>")
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal|tt)?|mathrm|mathbf|mathit|mbox|operatorname)\{([^{}]*)\}")
@@ -55,7 +57,8 @@ def to_latex(text: str) -> str:
         text = _LOWERED.sub(lambda run: "_{" + "".join(_SUBSCRIPTS[char] for char in run[0]) + "}", text)
         text = text.translate(_TABLE)
     text = _SPECIAL_TOKEN.sub(" ", text) if "<" in text else text
-    text = text.replace("**", " ").strip() if text.startswith("**") else text.strip()
+    text = text.replace("**", " ").strip(" `\t\n") if text.startswith(("**", "`")) else text.strip()
+    text = _CLOCK.sub(r"\1\\text{ \2m}", text) if ":" in text else text
     if "$" in text:
         # In pairs they delimit formulas; a single one is a currency sign.
         paired = len(_DOLLAR.findall(text)) % 2 == 0
@@ -63,6 +66,7 @@ def to_latex(text: str) -> str:
     if "\\" in text:
         if "\\\\" in text and "begin{" not in text:
             text = text.replace("\\\\", "\\")  # escaped once too often; only a matrix has line breaks
+        text = _UNSEEN.sub(" ", text).removesuffix(" ").removesuffix("\\")
         text = _FONT_NUMBER.sub(r" \1 ", _DELIMITERS.sub(" ", text))
     if "10" in text:
         text = _TIMES.sub(r"\\times ", text)

@@ -12,9 +12,11 @@ from rewards.math.exact import Deadline, TooLarge, Undefined
 from rewards.math.nodes import Node
 
 START_PRECISION = 192
-MAX_PRECISION = 20_000
+MAX_PRECISION = 50_000
 GUARD_BITS = 128
-"""Kept beyond the range of magnitudes inside an expression, so that 10^{100}+\\sqrt2 is not 10^{100}+\\sqrt3."""
+SPREAD_FACTOR = 4
+"""Kept for each bit of the range of magnitudes inside an expression: 10^{100}+\\sqrt2 is not 10^{100}+\\sqrt3, and
+\\sqrt{N^2+1} is not N, though they differ by 1/N where N^2 is the largest number in sight."""
 MAX_MAGNITUDE = 1 << 20
 """Bits before or after the point."""
 
@@ -51,7 +53,7 @@ class NumericValue:
         self.value = self._evaluate(self.node)
 
     def needed_precision(self) -> int:
-        return GUARD_BITS + self.largest - self.smallest
+        return GUARD_BITS + SPREAD_FACTOR * (self.largest - self.smallest)
 
     @property
     def is_real(self) -> bool:
@@ -189,7 +191,7 @@ def _real_only(function):
 
 
 _TRIGONOMETRY = {
-    **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp")},
+    **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "exp")},
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "cot")},
 }
 
@@ -214,4 +216,5 @@ _FUNCTIONS = {
     "factorial": _bounded("factorial", 10),
     "Gamma": _bounded("gamma", 10),
     **{name: _bounded(function, 19) for name, function in _TRIGONOMETRY.items()},
+    "tanh": _bounded("tanh", 5),  # beyond e^{32} the digits no longer tell it from 1
 }

@@ -118,6 +118,8 @@ class OperandReader(BracketReader):
 
     def _letter(self, token: Token) -> Node:
         name = self._decorated(token.text)
+        if token.text in grammar.DEFINED_BY_LETTER and self._skip_inverse():
+            name += "^-1"
         if name in grammar.LETTER_CONSTANTS:
             return grammar.LETTER_CONSTANTS[name]
         if self.peek().text == "(" and not self.peek().spaced and self._is_function(token.text):
@@ -126,6 +128,13 @@ class OperandReader(BracketReader):
             self.expect(")")
             return Node("apply", (name, *(arguments.args if arguments.op == "list" else (arguments,))))
         return symbol(name)
+
+    def _skip_inverse(self) -> bool:
+        """At the ^{-1} of f^{-1}(x): moves to the bracket."""
+        if [self.peek(ahead).text for ahead in range(6)] != ["^", "{", "-", "1", "}", "("]:
+            return False
+        self.position += 5
+        return True
 
     def _is_function(self, letter: str) -> bool:
         if letter in grammar.DEFINED_BY_LETTER:
@@ -166,6 +175,8 @@ class OperandReader(BracketReader):
             raise ParseError("empty text")
         if len(text) == 3 and text[0] == "(" and text[2] == ")":
             return symbol(text[1])
+        if text.casefold() in grammar.ALL_REALS:
+            return Node("named_set", ("R",))
         return Node("text", (text.casefold(),))
 
     # ---- commands

@@ -10,6 +10,7 @@ from rewards.math.operands import OperandReader
 from rewards.math.reader import MAX_DEPTH
 
 MAX_NODES = 2000
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
 _DECIMAL_COMMA = re.compile(r"(?<![0-9.,])(0|[0-9]+(?=,(?:[0-9]{1,2}|[0-9]{4,})(?![0-9]))),([0-9]+)(?![0-9.,])")
 
 
@@ -116,7 +117,7 @@ class Parser(OperandReader):
         self.advance()
         if self.peek().text in (r"\circ", r"\degree") or self._skip_group(r"\circ"):
             self.advance()
-            return Node("degree", (left,))
+            return self._temperature(left) or Node("degree", (left,))
         if self.peek().text == r"\prime":
             self.advance()
             return symbol(f"{left.args[0]}'") if left.op == "sym" else left
@@ -126,6 +127,13 @@ class Parser(OperandReader):
             exponent = self._power(exponent, power)
             self.depth -= 1
         return Node("pow", (left, exponent))
+
+    def _temperature(self, left: Node) -> Node | None:
+        name = _TEMPERATURES.get(self.peek().text)
+        if name is None or self.peek(1).kind not in ("end", "separator"):
+            return None
+        self.advance()
+        return Node("unit", (left, f"degree {name}"))
 
     def _product(self, left: Node, token: Token, power: int) -> Node | None:
         if power >= PRODUCT:

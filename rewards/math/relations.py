@@ -7,7 +7,8 @@ from fractions import Fraction
 from rewards.math.exact import Deadline
 from rewards.math.intervals import LINE, Piece, RealSet
 from rewards.math.nodes import EULER, IMAGINARY, INFINITY, MINUS_INFINITY, Node, children, free_atoms
-from rewards.math.values import nearly_equal, random_points, real_fraction
+from rewards.math.units import NEGATIONS
+from rewards.math.values import like, nearly_equal, random_points, real_fraction
 
 INEQUALITIES = frozenset({"<", "<=", ">", ">=", "!="})
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
@@ -27,7 +28,9 @@ class Contradiction(ValueError):
 
 def is_name(node: Node) -> bool:
     """What may stand before `=` to name the answer: x, f(x), x_1, (x, y), AB, |AB|, AB/CD, AB:CD."""
-    if node.op in ("sym", "apply", "text") or node in (EULER, IMAGINARY):
+    if node.op == "text":
+        return NEGATIONS.isdisjoint(node.args[0].split())
+    if node.op in ("sym", "apply") or node in (EULER, IMAGINARY):
         return True
     if node.op == "seq":
         return all(item.op == "sym" for item in children(node))
@@ -176,14 +179,26 @@ def _half_line(operator: str, left: Node, right: Node, atom: Node, deadline: Dea
     for side, other, name in ((left, right, operator), (right, left, _FLIPPED[operator])):
         if side == atom and (bound := _bound(other, deadline)) is not None:
             return _half(name, bound)
+        if side.op == "call" and side.args[0] == "abs" and name != "=":
+            return _around_zero(name, side.args[1], other, atom, deadline)
     difference = Node("add", (left, Node("neg", (right,))))
     at = [real_fraction(difference, deadline, {atom: Fraction(point)}) for point in _LINEAR_POINTS]
     if None in at:
         return None
     slope = at[1] - at[0]
-    if not slope or not all(nearly_equal(at[0] + slope * point, value) for point, value in zip(_LINEAR_POINTS, at)):
+    line = [like(at[0] + slope * point, *at) for point in _LINEAR_POINTS]
+    if not slope or not all(map(nearly_equal, line, at)):
         return None
-    return _half(operator if slope > 0 else _FLIPPED[operator], -at[0] / slope)
+    return _half(operator if slope > 0 else _FLIPPED[operator], like(-at[0] / slope, *at))
+
+
+def _around_zero(operator: str, inner: Node, bound: Node, atom: Node, deadline: Deadline) -> RealSet | None:
+    """|x - 1| < 3 is x - 1 < 3 and x - 1 > -3; |x - 1| > 3 is one or the other."""
+    above = _half_line(operator, inner, bound, atom, deadline)
+    below = _half_line(_FLIPPED[operator], inner, Node("neg", (bound,)), atom, deadline)
+    if above is None or below is None or free_atoms(bound):
+        return None
+    return above & below if operator in ("<", "<=", "!=") else above | below
 
 
 def _half(operator: str, bound: Fraction | float) -> RealSet:
@@ -212,10 +227,10 @@ def proportional(gold: Node, answer: Node, deadline: Deadline) -> bool:
         return False
     one, other = (Node("add", (left, Node("neg", (right,)))) for left, right in (gold_sides, answer_sides))
     ratios = []
-    for point in random_points(free_atoms(gold) | free_atoms(answer)):
+    for point in random_points(gold, answer):
         top, bottom = real_fraction(one, deadline, point), real_fraction(other, deadline, point)
         if top and bottom:
-            ratios.append(top / bottom)
+            ratios.append(like(top / bottom, top, bottom))
         elif top is not None and bottom is not None and bool(top) != bool(bottom):
             return False
     if len(ratios) < 2 or not all(nearly_equal(ratio, ratios[0]) for ratio in ratios):

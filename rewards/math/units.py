@@ -36,6 +36,8 @@ _SPELLINGS = {
     "Pa": "pascal pascals",
     "mol": "mole moles",
     "degree": "degrees deg",
+    "celsius": "centigrade",
+    "fahrenheit": "",
     "dollar": "dollars usd bucks",
     "cent": "cents",
     "euro": "euros eur",
@@ -49,15 +51,33 @@ LETTERS = frozenset(unit for unit in CANONICAL if len(unit) == 1)
 """One-letter units; after a number and a space they are units, directly after it they are variables (`5m`)."""
 
 CURRENCY = {"$": "dollar", "euro": "euro", "pounds": "pound sterling", "yen": "yen"}
-SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "quadrillion": 15}
+SCALES = {name + plural: 10**power for name, power in _POWERS_OF_TEN.items() for plural in ("", "s")}
+SCALES |= {"dozen": 12, "dozens": 12}
 PERCENT = frozenset({"percent", "percents", "pct", "percentage"})
 
+_NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety quintillion lakh crore score"
+).split()
+_PARTS = (
+    "half halve third fourth quarter fifth sixth seventh eighth ninth tenth eleventh twelfth fifteenth sixteenth"
+    " twentieth hundredth thousandth millionth billionth"
+).split()
 NOT_UNITS = frozenset(
-    "a about above almost an and approximately are around at below but else exactly false for from greater half if in"
-    " is it its least less maximum minimum minus more most no none not only or otherwise over plus possibly quarter"
-    " than that the then third through times to true under undefined until when where".split()
-) - {"in"}
+    "about above almost an and approximately are around at base below but choose cube cubed divided double doubled else"
+    " exactly except factorial false fewer for from greater halved if incorrect is it its kilo least less log maximum"
+    " mega milli minimum minus mod modulo more most multiplied negative never no none not only or otherwise over plus"
+    " point possibly power quadruple quadrupled root square squared than that the then through times to triple tripled"
+    " true twice under undefined unless until versus vs when where with without wrong a".split()
+    + _NUMBERS
+    + _PARTS
+    + [f"{name}s" for name in _NUMBERS + _PARTS]
+    + list(SCALES)
+)
 """Words that say something about the number; a text that holds one is not a number with a unit."""
+
+NEGATIONS = frozenset("not never no wrong incorrect false except isn't n't".split())
 
 MAX_WORDS = 6
 _POWER_WORDS = (("square", "^2"), ("sq", "^2"), ("cubic", "^3"))
@@ -67,7 +87,10 @@ def parse_unit(text: str) -> str | None:
     """One name for a unit as written ("square meters", "cm^2", "miles per hour"), or None when it cannot be one."""
     text = re.sub(r"\bper\b", "/", re.sub(r"\^\{?([0-9])\}?", r"^\1", text)).replace(".", " ")
     words = text.replace("/", " / ").split()
-    if not words or len(words) > MAX_WORDS or any(word.lower() in NOT_UNITS for word in words):
+    if len(words) > 1 and words[-1].lower() == "old":
+        words.pop()  # 3 years old
+    parts = [part for word in words for part in re.split("[-^]", word.lower())]
+    if not words or len(words) > MAX_WORDS or not NOT_UNITS.isdisjoint(_without_powers(parts)):
         return None
     named, power = [], ""
     for word in words:
@@ -83,6 +106,16 @@ def parse_unit(text: str) -> str | None:
         named.append(_singular(name) + (mark + exponent or power))
         power = ""
     return " ".join(named).replace(" / ", "/") or None
+
+
+def _without_powers(words: list[str]) -> list[str]:
+    """The words but "square" before a unit and "squared" behind one."""
+    return [
+        word
+        for index, word in enumerate(words)
+        if not (word in ("square", "cubic") and index + 1 < len(words))
+        and not (word in ("squared", "cubed") and index > 0 and words[index - 1] in CANONICAL)
+    ]
 
 
 def _singular(word: str) -> str:

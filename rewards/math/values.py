@@ -14,6 +14,11 @@ from rewards.math.numeric import NumericValue
 
 _RANGES = ((1, 9), (1, 9), (-9, 9), (-9, 9), (0, 1), (0, 1))
 """Of the random points; six, so that functions defined on one side of zero still meet two."""
+_FAR_RANGES = tuple(
+    pair for low, high in ((10, 10**3), (10**3, 10**9), (10**9, 10**30)) for pair in ((-high, -low), (low, high))
+)
+"""Points for functions in pieces: |x+100|-100 is x on one side of -100 only."""
+_IN_PIECES = frozenset({"abs", "floor", "ceil", "sgn", "max", "min"})
 
 
 def same_value(gold: Node, answer: Node, deadline: Deadline, *, decimal_digits: int) -> bool | None:
@@ -25,7 +30,7 @@ def same_value(gold: Node, answer: Node, deadline: Deadline, *, decimal_digits: 
     atoms = free_atoms(gold) | free_atoms(answer)
     try:
         if atoms:
-            return _same_function(gold, answer, atoms, deadline)
+            return _same_function(gold, answer, deadline)
         exact_gold, exact_answer = exact_value(gold, deadline), exact_value(answer, deadline)
         if exact_gold is not None and exact_gold == exact_answer:
             return True
@@ -78,11 +83,13 @@ def _agrees(decimal: tuple[Fraction, int, Fraction], other: Node, deadline: Dead
     """Whether the decimal is the other value cut or rounded; a value with a finite decimal form must be met exactly."""
     value, digits, unit = decimal
     exact = exact_value(other, deadline)
-    if digits < decimal_digits or (exact is not None and is_finite_decimal(exact)):
+    if exact is not None and (digits < decimal_digits or is_finite_decimal(exact)):
         return exact == value
     if exact is None:
         numeric = NumericValue(other, deadline)
-        if not numeric.is_real:
+        if numeric.equals(NumericValue(number(value), deadline)):
+            return True  # \\cos\\frac{\\pi}{3} is rational, but no rational operations lead there
+        if digits < decimal_digits or not numeric.is_real:
             return False
         exact = numeric.as_fraction()
     rounded = abs(exact - value) * 2 <= unit
@@ -101,20 +108,44 @@ def is_finite_decimal(value: Fraction) -> bool:
 # ---- functions
 
 
-def random_points(atoms: Iterable[Node]) -> Iterator[dict[Node, Fraction]]:
-    """Always the same points for the same atoms, so that a verdict can be repeated."""
-    ordered = sorted(atoms, key=repr)
-    generator = random.Random(20260)
-    for low, high in _RANGES:
-        yield {atom: low + Fraction(generator.randrange(1, 997 * (high - low)), 997) for atom in ordered}
+def random_points(
+    gold: Node, answer: Node, ranges: Iterable[tuple[int, int]] = _RANGES
+) -> Iterator[dict[Node, Fraction]]:
+    """One point from each range for the unknowns of a pair: the same points for the same pair, so that a verdict can be
+    repeated, and others for another, so that no answer can be written to agree at them."""
+    ordered = sorted(free_atoms(gold) | free_atoms(answer), key=repr)
+    generator = random.Random(_fingerprint(gold) + _fingerprint(answer))
+    for low, high in ranges:
+        steps = generator.randrange(500, 5000)
+        yield {atom: low + Fraction(generator.randrange(1, steps * (high - low)), steps) for atom in ordered}
 
 
-def _same_function(gold: Node, answer: Node, atoms: Iterable[Node], deadline: Deadline) -> bool | None:
+def _fingerprint(node: Node) -> str:
+    """The same in every process, unlike the hash of a string; short, where a number has thousands of digits."""
+    parts = (part for inner in walk(node) for part in inner if not isinstance(part, Node))
+    values = (value for part in parts for value in (part if isinstance(part, tuple) else (part,)))
+    return " ".join(
+        str(hash(value)) if isinstance(value, Fraction) else str(value)
+        for value in values
+        if not isinstance(value, Node)
+    )
+
+
+def _has_pieces(node: Node) -> bool:
+    return any(
+        inner.op == "root"
+        or (inner.op == "call" and inner.args[0] in _IN_PIECES)
+        or (inner.op == "pow" and not (inner.args[1].op == "num" and inner.args[1].args[0].denominator == 1))
+        for inner in walk(node)
+    )
+
+
+def _same_function(gold: Node, answer: Node, deadline: Deadline) -> bool | None:
     """Agreement at every point where both are real; at complex values only when there are no real ones."""
     is_complex = IMAGINARY in walk(gold) or IMAGINARY in walk(answer)
     real = {True: 0, False: 0}
     complex_ = {True: 0, False: 0}
-    for point in random_points(atoms):
+    for point in random_points(gold, answer):
         deadline.check()
         try:
             agree, both_real = _compare_at(gold, answer, point, deadline)
@@ -123,11 +154,25 @@ def _same_function(gold: Node, answer: Node, atoms: Iterable[Node], deadline: De
         if (both_real or is_complex) and not agree:
             return False
         (real if both_real else complex_)[agree] += 1
+    if (_has_pieces(gold) or _has_pieces(answer)) and _differ_far_away(gold, answer, deadline):
+        return False
     if real[True] >= 2:
         return True
     if complex_[True] + complex_[False] == 0:
         return None
     return complex_[False] == 0
+
+
+def _differ_far_away(gold: Node, answer: Node, deadline: Deadline) -> bool:
+    for point in random_points(gold, answer, _FAR_RANGES):
+        deadline.check()
+        try:
+            agree, both_real = _compare_at(gold, answer, point, deadline)
+        except (Undefined, TooLarge):
+            continue
+        if both_real and not agree:
+            return True
+    return False
 
 
 def _compare_at(gold: Node, answer: Node, point: Mapping[Node, Fraction], deadline: Deadline) -> tuple[bool, bool]:
@@ -139,17 +184,30 @@ def _compare_at(gold: Node, answer: Node, point: Mapping[Node, Fraction], deadli
 
 
 def real_fraction(node: Node, deadline: Deadline, values: Mapping[Node, Fraction] | None = None) -> Fraction | None:
-    """The real value of an expression, exactly or to some fifty digits; None when it has none."""
+    """The real value of an expression, exact or `Rounded` to some fifty digits; None when it has none."""
     try:
         exact = exact_value(node, deadline, values)
         if exact is not None:
-            return exact
+            return like(exact, *(values or {}).values())
         numeric = NumericValue(node, deadline, values)
-        return numeric.as_fraction() if numeric.is_real else None
+        return Rounded(numeric.as_fraction()) if numeric.is_real else None
     except (Undefined, TooLarge, TypeError):
         return None
 
 
+class Rounded(Fraction):
+    """A value known to some fifty digits; arithmetic gives plain fractions, see `like`."""
+
+    __slots__ = ()
+
+
+def like(value: Fraction, *sources: Fraction) -> Fraction:
+    """A value computed from others: rounded when one of them is."""
+    return Rounded(value) if any(isinstance(source, Rounded) for source in sources) else value
+
+
 def nearly_equal(one: Fraction, other: Fraction) -> bool:
-    """Equal up to the rounding of `real_fraction`."""
-    return one == other or abs(one - other) * 2**100 < max(abs(one), abs(other))
+    """Equal, up to rounding where one of them is rounded."""
+    if one == other or not (isinstance(one, Rounded) or isinstance(other, Rounded)):
+        return one == other
+    return abs(one - other) * 2**100 < max(abs(one), abs(other))

@@ -53,8 +53,9 @@ def verify(gold: Any, answer: str | None, *, timeout_s: float = TIMEOUT_S, polic
 def check(gold: Any, answer: str | None, *, timeout_s: float = TIMEOUT_S, policy: Policy = DEFAULT) -> Verdict:
     """The verdict on `answer`, decided within `timeout_s` seconds (a fraction more on a busy machine).
 
-    Safe in any thread and process; no signals. Verdicts are cached per (gold, answer, policy). Raises ValueError for
-    a timeout that is not positive, TypeError for an answer that is neither a text nor None.
+    Safe in any thread and process; no signals. Verdicts are cached per (gold, answer, policy), except "timeout" and
+    "error", which depend on the machine's load. Raises ValueError for a timeout that is not positive, TypeError for an
+    answer that is neither a text nor None.
     """
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s}; pass a positive number of seconds")
@@ -73,7 +74,11 @@ def check(gold: Any, answer: str | None, *, timeout_s: float = TIMEOUT_S, policy
         return Verdict(False, "mismatch", f"longer than {MAX_LENGTH} characters")
     try:
         return _check(gold, answer, timeout_s, policy)
-    except WorkerError as error:  # Says nothing about the pair, so it is not cached.
+    # What depends on the machine's load is not cached: an exception passes lru_cache by.
+    except OutOfTime:
+        trees = (_parse(text, policy.decimal_comma) for text in (gold, answer))
+        return Verdict(False, "timeout", f"not decided in {timeout_s} s", *trees)
+    except WorkerError as error:
         return Verdict(False, "error", str(error))
 
 
@@ -84,12 +89,13 @@ def gold_answer(gold: Any) -> str | None:
     if not isinstance(gold, str):
         return None
     found = after_hashes(gold) if "####" in gold else last_box(gold) if "\\boxed" in gold else gold
-    return None if found is None or is_blank(found) else found.strip()
+    # What a missing value of a table becomes as text is no answer either.
+    return None if found is None or is_blank(found) or found.strip().lower() == "nan" else found.strip()
 
 
 @lru_cache(CACHE_SIZE)
 def _check(gold: str, answer: str, timeout_s: float, policy: Policy) -> Verdict:
-    """Cheapest first: numbers, then trees, then sympy. Raises WorkerError."""
+    """Cheapest first: numbers, then trees, then sympy. Raises OutOfTime and WorkerError."""
     if not policy.decimal_comma and (equal := _compare_numbers(gold, answer)) is not None:
         return Verdict(equal, "match" if equal else "mismatch", "exact numbers")
     gold_tree = _parse(gold, policy.decimal_comma)
@@ -103,12 +109,9 @@ def _check(gold: str, answer: str, timeout_s: float, policy: Policy) -> Verdict:
         return Verdict(False, "mismatch", "the answer is neither mathematics nor words", gold_tree)
     deadline = Deadline(timeout_s)
     comparison = Comparison(policy, deadline)
-    try:
-        equal, rule = comparison.decide(gold_tree, answer_tree)
-        if not equal:
-            equal, rule = _prove(comparison, gold_tree, answer_tree) or (equal, rule)
-    except OutOfTime:
-        return Verdict(False, "timeout", f"not decided in {timeout_s} s", gold_tree, answer_tree)
+    equal, rule = comparison.decide(gold_tree, answer_tree)
+    if not equal:
+        equal, rule = _prove(comparison, gold_tree, answer_tree) or (equal, rule)
     return Verdict(equal, "match" if equal else "mismatch", rule, gold_tree, answer_tree)
 
 
