@@ -179,7 +179,7 @@ def _half_line(operator: str, left: Node, right: Node, atom: Node, deadline: Dea
     for side, other, name in ((left, right, operator), (right, left, _FLIPPED[operator])):
         if side == atom and (bound := _bound(other, deadline)) is not None:
             return _half(name, bound)
-        if side.op == "call" and side.args[0] == "abs" and name != "=":
+        if side.op == "call" and side.args[0] == "abs" and name in _STRICT and name != "=":
             return _around_zero(name, side.args[1], other, atom, deadline)
     difference = Node("add", (left, Node("neg", (right,))))
     at = [real_fraction(difference, deadline, {atom: Fraction(point)}) for point in _LINEAR_POINTS]
@@ -198,7 +198,7 @@ def _around_zero(operator: str, inner: Node, bound: Node, atom: Node, deadline: 
     below = _half_line(_FLIPPED[operator], inner, Node("neg", (bound,)), atom, deadline)
     if above is None or below is None or free_atoms(bound):
         return None
-    return above & below if operator in ("<", "<=", "!=") else above | below
+    return above & below if operator in ("<", "<=") else above | below
 
 
 def _half(operator: str, bound: Fraction | float) -> RealSet:
