@@ -41,6 +41,7 @@ class VerifiersReward:
         elif completion is None:
             raise TypeError("a verifiers reward needs the completion of a rubric, or the trace of a task")
         if answer is not None:
+            columns.pop("solution", None)  # It would be read first; the answer is the gold, whatever info tells of.
             columns["answer"] = answer
         return await asyncio.to_thread(self._score, prompt, completion, columns)
 

@@ -4,10 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewards.accuracy import GOLD_COLUMNS
 from rewards.registry import REWARDS, load_reward
 
 _ARGUMENTS = frozenset({"prompts", "completions", "completion_ids", "log_extra"})
 """Names of the functions' own parameters, which no entry of extra_info may take."""
+
+_BEFORE_GROUND_TRUTH = GOLD_COLUMNS[: GOLD_COLUMNS.index("ground_truth")]
+"""Not read beside a ground truth: GSM8K's extra_info holds a worked solution, others' one without an answer."""
 
 _CODE_SOURCES = frozenset({"apps", "codecontests", "codeforces", "taco", "livecodebench", "humaneval", "mbpp"})
 
@@ -41,8 +45,10 @@ def verl_compute_score(
     """
     if solution_strs is not None:
         size = len(solution_strs)
-        sources, golds = data_sources or [None] * size, ground_truths or [None] * size
-        infos = [None] * size if extra_infos is None else extra_infos
+        # Not `or`: verl passes arrays, which have no truth value.
+        sources, golds, infos = (
+            [None] * size if column is None else column for column in (data_sources, ground_truths, extra_infos)
+        )
         rows = zip(sources, solution_strs, golds, infos, strict=True)
         return [_score(*row, reward=reward) for row in rows]
     if solution_str is None:
@@ -55,6 +61,8 @@ def _score(
 ) -> dict[str, Any]:
     name = reward or _reward_of(data_source)
     columns = {**(info or {}), **_gold_columns(name, gold)}
+    if columns.get("ground_truth") is not None:
+        columns = {column: value for column, value in columns.items() if column not in _BEFORE_GROUND_TRUTH}
     rows = {column: [value] for column, value in columns.items() if column not in _ARGUMENTS}
     logged: dict[str, list] = {}
     (value,) = load_reward(name)(completions=[text], log_extra=logged.__setitem__, **rows)

@@ -76,14 +76,14 @@ def after_hashes(text: str) -> str | None:
 def last_box(text: str) -> str | None:
     """The inside of the last `\\boxed{...}` (or `\\fbox{...}`, `\\boxed 5`); neighbouring boxes joined by ", ".
 
-    Of nested boxes the innermost counts. None when there is no box or the last one is not closed.
+    Of nested boxes the innermost counts. None when there is no box, or the last one is not closed or holds nothing.
     """
     starts = [match.span() for match in _BOX.finditer(text)]
     contents: list[str] = []
     following = len(text)
     for start, opening in reversed(starts):
         content, end = _read_box(text, opening, following)
-        if content is None and not contents:
+        if not contents and (content is None or is_blank(content)):
             return None
         if content is None or (contents and not _is_joined(text, end, following)):
             break

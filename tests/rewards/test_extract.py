@@ -40,6 +40,7 @@ CASES = [
     ("boxed", r"\boxed{3} then \boxed{5", None),
     ("boxed", r"\boxed{}", None),
     ("boxed", r"\boxed{ }", None),
+    ("boxed", r"\boxed{5}\boxed{}", None),
     ("boxed", r"\boxed{answer}", None),
     ("boxed", r"\boxed", None),
     ("boxed", r"<think>\boxed{5}</think> so it is", None),

@@ -21,6 +21,7 @@ def test_a_rubric_function_takes_one_rollout():
     assert score("accuracy", prompt=[], completion=RIGHT, answer="4", state={}, info={}) == 1.0
     assert score("accuracy", completion=WRONG, answer="4") == 0.0
     assert score("accuracy", completion=r"\boxed{4}", info={"solution": "4"}) == 1.0
+    assert score("accuracy", completion=RIGHT, answer="4", info={"solution": "worked out below"}) == 1.0
 
 
 def test_none_becomes_zero():

@@ -40,6 +40,24 @@ def test_batch():
     assert verl_compute_score(data_sources=[], solution_strs=[], ground_truths=[], extra_infos=[]) == []
 
 
+def test_a_batch_of_arrays():
+    numpy = pytest.importorskip("numpy")
+    columns = {
+        "data_sources": ["math", "math"], "ground_truths": ["4", "4"], "extra_infos": [{"index": 0}, {"index": 1}]
+    }  # fmt: skip
+    arrays = {name: numpy.array(column, dtype=object) for name, column in columns.items()}
+    results = verl_compute_score(solution_strs=[RIGHT, WRONG], **arrays)
+    assert [result["score"] for result in results] == [1.0, 0.0]
+
+
+def test_the_ground_truth_is_the_gold_whatever_extra_info_tells_of():
+    extra = {"solution": "2 + 2 by adding", "answer": "worked out below", "question": "2 + 2?"}
+    assert verl_compute_score("math", RIGHT, "4", extra)["score"] == 1.0
+    assert verl_compute_score("math", RIGHT, None, {"answer": "4"})["score"] == 1.0
+    numbers = {"target": 4, "numbers": [1, 3]}
+    assert verl_compute_score("countdown", "<answer>1+3</answer>", "4", numbers)["score"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("text", "gold"), [(RIGHT, "4"), (WRONG, "4"), ("", "4"), (RIGHT, ""), (RIGHT, None), ("\\boxed{" * 9, "4")]
 )
