@@ -62,7 +62,8 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
 
     options are keyword arguments of the function to fix, such as max_len=4096 for "cosine"; the result is then a
     `functools.partial` of the same `__name__`, which pickles. Raises ValueError for a name that leads to no callable,
-    TypeError for an option that the function does not have.
+    TypeError for an option that the function does not have, SandboxUnavailable for "code" where this machine cannot
+    isolate as the option `require` asks.
     """
     function = REWARDS[name] if name in REWARDS else _import_function(name)
     if not options:
@@ -71,6 +72,8 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
     for option in options:
         if option not in known:
             raise TypeError(f"reward {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    if prepare := getattr(function, "prepare", None):
+        prepare(**options)  # What this machine cannot do is an error now, not in the middle of the training.
     configured = functools.partial(function, **options)
     configured.__name__ = reward_name(function)
     return configured

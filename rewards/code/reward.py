@@ -61,6 +61,15 @@ def code_reward(
     return [value for value, _ in scored]
 
 
+def _prepare(*, require: str = "auto", **options: Any) -> None:
+    """Raises SandboxUnavailable when this machine cannot isolate as required."""
+    if require != "auto":
+        get_sandbox(require)
+
+
+code_reward.prepare = _prepare
+
+
 def _score(text: str, task: Task, partial_credit: bool, timeout_s: float, require: str) -> tuple[float | None, str]:
     program = _program(text, task)
     if program is None:

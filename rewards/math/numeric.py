@@ -181,6 +181,13 @@ def _bounded(name: str, limit: int):
     return evaluate
 
 
+def _binomial(context, n, k):
+    """Between whole numbers as well, so that \\binom{n}{2} is n(n-1)/2."""
+    if any(value and int(context.mag(value)) > 10 for value in (n, k)):
+        raise TooLarge
+    return context.binomial(n, k)
+
+
 def _real_only(function):
     def evaluate(context, *values):
         if not all(map(_is_real, values)):
@@ -215,6 +222,7 @@ _FUNCTIONS = {
     "min": _real_only(lambda context, *values: min(values)),
     "factorial": _bounded("factorial", 10),
     "Gamma": _bounded("gamma", 10),
+    "binomial": _binomial,
     **{name: _bounded(function, 19) for name, function in _TRIGONOMETRY.items()},
     "tanh": _bounded("tanh", 5),  # beyond e^{32} the digits no longer tell it from 1
 }

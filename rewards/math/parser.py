@@ -107,6 +107,9 @@ class Parser(OperandReader):
         if token.text in ("%", r"\%"):
             self.advance()
             return Node("percent", (left,))
+        if token.text == r"\degree":
+            self.advance()
+            return Node("degree", (left,))
         if token.text in ("^", "**"):
             return self._power(left, power)
         return None

@@ -132,11 +132,15 @@ def _fingerprint(node: Node) -> str:
 
 
 def _has_pieces(node: Node) -> bool:
+    def is_root(inner: Node) -> bool:
+        exponent = inner.args[1]
+        is_whole = exponent.op == "num" and exponent.args[0].denominator == 1
+        return inner.op == "pow" and not is_whole and not free_atoms(exponent)
+
     return any(
-        inner.op == "root"
-        or (inner.op == "call" and inner.args[0] in _IN_PIECES)
-        or (inner.op == "pow" and not (inner.args[1].op == "num" and inner.args[1].args[0].denominator == 1))
+        inner.op == "root" or is_root(inner) or (inner.op == "call" and inner.args[0] in _IN_PIECES)
         for inner in walk(node)
+        if inner.op in ("root", "pow", "call")
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rewards
+from rewards import load_reward
 from rewards.code import SandboxUnavailable, close_sandboxes, pool, run_program, run_tests, sandbox_report
 from rewards.code.backends import BACKENDS
 
@@ -126,6 +127,8 @@ def test_plain_is_no_boundary_and_says_so(monkeypatch):
     monkeypatch.setattr(pool, "_reports", {"bwrap": "there is none", "landlock": "there is none"})
     with pytest.raises(SandboxUnavailable, match="bwrap: there is none; landlock: there is none"):
         run_program("print(1)", require="strong")
+    with pytest.raises(SandboxUnavailable, match="bwrap: there is none"):
+        load_reward("code", require="strong")  # before training starts, not at its first step
     with pytest.raises(SandboxUnavailable, match="landlock: there is none"):
         run_program("print(1)", require="landlock")
     with pytest.warns(RuntimeWarning, match="without a security boundary"):

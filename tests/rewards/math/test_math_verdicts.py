@@ -182,7 +182,9 @@ EQUAL = {
     ],
     "order of names": [("(1,2)", "y=2,x=1"), ("(7,3)", "s=7,d=3")],
     "repeated items": [("1,1,2", "2,1,1"), ("1,2", "2,1,2")],
+    "functions of whole numbers": [(r"\binom{n}{2}", r"\frac{n(n-1)}{2}"), ("n!", r"n\cdot(n-1)!")],
     "dressed up": [
+        ("42", r"42\degree"),
         ("7", "`7`"),
         ("7", r"7\ "),
         ("7", r"\color{red}7"),
