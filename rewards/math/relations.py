@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from rewards.math.exact import Deadline
-from rewards.math.intervals import LINE, Piece, RealSet
+from rewards.math.intervals import LINE, Piece, RealSet, same_bound
 from rewards.math.nodes import EULER, IMAGINARY, INFINITY, MINUS_INFINITY, Node, children, free_atoms
 from rewards.math.units import NEGATIONS
 from rewards.math.values import like, nearly_equal, random_points, real_fraction
@@ -118,8 +118,8 @@ def _interval(node: Node, deadline: Deadline) -> tuple[None, RealSet] | None:
     if len(ends) != 2 or opening not in ("(", "["):
         return None
     low, high = (_bound(end, deadline) for end in ends)
-    if low is None or high is None or low > high:
-        return None
+    if low is None or high is None or low > high or (same_bound(low, high) and (opening, closing) != ("[", "]")):
+        return None  # (2, 2) is a point of the plane, not the numbers between 2 and 2
     return None, RealSet([Piece(low, opening == "[" and low != -math.inf, high, closing == "]" and high != math.inf)])
 
 

@@ -65,11 +65,14 @@ _PARTS = (
     " twentieth hundredth thousandth millionth billionth"
 ).split()
 NOT_UNITS = frozenset(
-    "about above almost an and approximately are around at base below but choose cube cubed divided double doubled else"
-    " exactly except factorial false fewer for from greater halved if incorrect is it its kilo least less log maximum"
-    " mega milli minimum minus mod modulo more most multiplied negative never no none not only or otherwise over plus"
-    " point possibly power quadruple quadrupled root square squared than that the then through times to triple tripled"
-    " true twice under undefined unless until versus vs when where with without wrong a".split()
+    (
+        "a about above almost an and approximately are around at base below but choose cube cubed divided double"
+        " doubled else exactly except factorial false fewer followed for from greater halved high if incorrect inverse"
+        " is it its kilo least less log low maximum maybe mega milli minimum minus mod modulo more most multiplied"
+        " negative never no none not off only opposite or otherwise over plus point possibly power quadruple"
+        " quadrupled reciprocal root square squared than that the then through times to too triple tripled true twice"
+        " undefined under unless until versus vs when where with without wrong"
+    ).split()
     + _NUMBERS
     + _PARTS
     + [f"{name}s" for name in _NUMBERS + _PARTS]

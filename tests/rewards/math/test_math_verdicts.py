@@ -227,6 +227,9 @@ DIFFERENT = {
             "per six",
             "versus six",
             "forty-two",
+            "inverse",
+            "reciprocal",
+            "too low",
         )
     ],
     "names that deny": [("5", r"\text{not}=5"), ("5", r"\text{wrong}=5")],
@@ -320,6 +323,7 @@ DIFFERENT = {
         ("x<3", "x>3"),
         ("x<3", "y<3"),
         ("[1,2]", r"1\le x<2"),
+        ("(2,2)", "2<x<2"),
         ("a<b", "b<a"),
         ("x^2<4", "(-2,3)"),
         ("x^2<4", "x^2<5"),
