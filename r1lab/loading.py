@@ -132,7 +132,7 @@ def load_rows(name: str, script: Any, tokenizer: Any) -> Dataset:
     Raises:
         LoadingError: no such file or dataset, or no column with the problem.
     """
-    rows = _read_dataset(name, script)
+    rows = read_dataset(name, script)
     prompt_column = _find_column(rows, script.prompt_column, PROMPT_COLUMNS, "prompt_column", name)
     system_prompt = SYSTEM_PROMPT if script.system_prompt is None else script.system_prompt
     is_chat = getattr(tokenizer, "chat_template", None) is not None
@@ -154,8 +154,13 @@ def load_rows(name: str, script: Any, tokenizer: Any) -> Dataset:
     return others.add_column("prompt", prompts) if others.column_names else Dataset.from_dict({"prompt": prompts})
 
 
-def _read_dataset(name: str, script: Any) -> Dataset:
-    suffix = Path(name).suffix
+def read_dataset(name: str, script: Any) -> Dataset:
+    """A dataset's rows as they are: of a hub id, or of a local .jsonl, .json or .parquet file, also as .jsonl.gz.
+
+    Raises:
+        LoadingError: no such file or dataset.
+    """
+    suffix = Path(name.removesuffix(".gz")).suffix
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     if suffix in kinds and not os.path.isfile(name):
         raise LoadingError(f"dataset {name!r}: no such file")

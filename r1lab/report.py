@@ -1,9 +1,15 @@
-"""The closing table of a run: base against final, split by split."""
+"""Tables: a run's base against its final policy, and two evaluations against each other, split by split."""
 
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from r1lab.evaluate import Comparison
+
+Intervals = Mapping[str, tuple[float, float]]
 
 ROWS = {
     "accuracy, sampled": "accuracy",
@@ -24,30 +30,64 @@ COLUMNS = ("base", "final", "final_reflection_banned")
 def table_rows(result: dict[str, float]) -> dict[str, str]:
     """Label -> key of every share that a table shows of one split's result, its maj@k and pass@k included."""
     sampled = [key for key in result if key.startswith(("maj@", "pass@", "pass_blind@")) and not key.endswith("@1")]
-    return ROWS | {key.replace("_blind", ", format-blind,"): key for key in sampled}
+    return ROWS | {key.replace("_blind", "") + ", format-blind" * ("_blind" in key): key for key in sampled}
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """Prints base, final and final-without-reflection results of every split."""
+def print_results(results: dict[str, Any], *, intervals: Mapping[str, Mapping[str, Intervals]] | None = None) -> None:
+    """Prints base, final and final-without-reflection results of every split.
+
+    intervals: evaluation -> split -> metric -> (low, high), shown in place of the standard error.
+    """
     console = Console()
     for split in results.get("final", {}):
         columns = {when: results[when][split] for when in COLUMNS if when in results}
-        console.print(_build_table(split, columns))
+        ranges = {when: (intervals or {}).get(when, {}).get(split, {}) for when in columns}
+        console.print(_build_table(split, columns, ranges))
 
 
-def _build_table(split: str, columns: dict[str, dict[str, float]]) -> Table:
+def _build_table(split: str, columns: dict[str, dict[str, float]], ranges: dict[str, Intervals]) -> Table:
     first = next(iter(columns.values()))
     table = Table(title=f"held-out {split}: {first['num_problems']} problems")
     table.add_column("")
     for when in columns:
         table.add_column(when.replace("_", " "), justify="right")
     for label, key in table_rows(first).items():
-        table.add_row(label, *(_percent(column.get(key), column.get(f"{key}_se")) for column in columns.values()))
+        cells = [
+            _percent(column.get(key), column.get(f"{key}_se"), ranges[when].get(key))
+            for when, column in columns.items()
+        ]
+        table.add_row(label, *cells)
     table.add_row("mean length, tokens", *(f"{column['mean_length']:.0f}" for column in columns.values()))
     return table
 
 
-def _percent(value: float | None, error: float | None) -> str:
+def _percent(value: float | None, error: float | None, interval: tuple[float, float] | None) -> str:
     if value is None or value != value:
         return "-"
+    if interval is not None:
+        return f"{value:.1%} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     return f"{value:.1%}" + (f" ± {error:.1%}" if error is not None and error == error else "")
+
+
+def print_comparison(comparisons: Sequence[Comparison]) -> None:
+    """Prints a table a split: both results, their difference with its 95 % interval, and the p-value."""
+    console = Console()
+    for split, rows in groupby(comparisons, key=lambda row: row.split):
+        rows = list(rows)
+        table = Table(title=f"{split}: {rows[0].num_problems} problems in both")
+        for name in ("", "first", "second", "difference [95 %]", "p"):
+            table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*_comparison_cells(row))
+        console.print(table)
+    console.print("paired over problems; p: sign flips, greedy: exact McNemar; not corrected for the number of rows")
+
+
+def _comparison_cells(row: Comparison) -> list[str]:
+    is_length = row.metric == "mean_length"
+    scale, unit, places = (1, "", 1) if is_length else (100, " %", 1)
+    label = "mean length, tokens" if is_length else row.metric.replace("_", " ")
+    values = [f"{scale * value:.{places}f}{unit}" for value in (row.first, row.second)]
+    interval = f"[{scale * row.low:+.{places}f}, {scale * row.high:+.{places}f}]"
+    p_value = "< 0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}"
+    return [label, *values, f"{scale * row.difference:+.{places}f} {interval}", p_value]

@@ -3,10 +3,12 @@
     python recipes/probe.py [--model_name_or_path DIR] [--task pick_two] [--num_problems 300] [--num_samples 8]
 
 RL can only amplify a habit that pays, so look here before a run: is an attempt worked out right (`arithmetic`), is its
-distance to the target right (`distance`), does a hit get its 'yes' and a miss none (`yes_on_hit`, `yes_on_miss`), is
-the last attempt the answer that is handed in (`copy`), and is it made of the given numbers (`given`)?
+distance to the target right (`distance`), is a step that the game forbids refused (`refuses`), does a hit get its 'yes'
+and a miss none (`yes_on_hit`, `yes_on_miss`), is the last attempt the answer that is handed in (`copy`), and is it made
+of the given numbers (`given`)?
 """
 
+import ast
 import json
 import re
 from dataclasses import dataclass, field
@@ -19,11 +21,15 @@ from r1lab.evaluate import find_answer
 from r1lab.loading import EVAL_SEED, load_policy
 from r1lab.rollout import RolloutEngine, SamplingParams
 from r1lab.tasks import TASKS, encode_prompts, load_task
+from r1lab.tasks.expressions import Expression, distance
 from r1lab.trace.reflection import parse_attempts
-from rewards.countdown import ExpressionError, check_expression, evaluate
+from rewards.countdown import SIGNS, ExpressionError, check_expression, parse_expression
 
 RIGHT_NUMBERS = ("correct", "wrong_value")
 """What `check_expression` says of an expression made of the given numbers."""
+
+
+OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
 @dataclass
@@ -37,22 +43,28 @@ class ProbeArguments:
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
 
 
+SKILLS = ("arithmetic", "distance", "refuses", "yes_on_hit", "yes_on_miss", "copy", "given")
+
+
 def probe_text(text: str, columns: dict) -> dict[str, list[bool]]:
     """Every chance that a completion had to show a skill, and whether it did."""
-    skills = ("arithmetic", "distance", "yes_on_hit", "yes_on_miss", "copy", "given")
-    shown: dict[str, list[bool]] = {skill: [] for skill in skills}
+    shown: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
     numbers, target = columns["numbers"], columns["target"]
     attempts = parse_attempts(text)
     for attempt in attempts:
         try:
-            value = evaluate(attempt.expression)
+            value = game_value(attempt.expression)
         except ExpressionError:
             continue
-        shown["arithmetic"].append(value == attempt.value)
+        if value is None:
+            shown["refuses"].append(attempt.value is None)
+        else:
+            shown["arithmetic"].append(value == attempt.value)
         shown["given"].append(
             check_expression(attempt.expression, numbers, target, columns["num_used"]) in RIGHT_NUMBERS
         )
-        shown["distance"].append(attempt.off == abs(attempt.value - target))
+        if attempt.value is not None:
+            shown["distance"].append(attempt.off == abs(attempt.value - target))
         verdict = re.match(r"[ .]*(\w+)", text[attempt.end :])
         if verdict:
             shown["yes_on_hit" if attempt.off == 0 else "yes_on_miss"].append(verdict[1] == "yes")
@@ -60,6 +72,27 @@ def probe_text(text: str, columns: dict) -> dict[str, list[bool]]:
     if attempts and answer is not None:
         shown["copy"].append(answer.split() == attempts[-1].expression.split())
     return shown
+
+
+def game_value(text: str) -> int | None:
+    """What an expression is worth by the rules of the game; None where they forbid a step.
+
+    Raises ExpressionError for a text that is no expression.
+    """
+    try:
+        parse_expression(text)  # bounds length and depth, and lets nothing but integers, + - * / and parentheses pass
+    except ExpressionError as error:
+        if error.reason == "division_by_zero":
+            return None
+        raise
+    plain = re.sub(r"(?<![0-9])0+(?=[0-9])", "", text.translate(SIGNS)).strip()  # 05 is a number, but not Python's
+    return distance(_read_node(ast.parse(plain, mode="eval").body), 0)
+
+
+def _read_node(node: ast.expr) -> Expression:
+    if isinstance(node, ast.Constant):
+        return node.value
+    return (OPERATORS[type(node.op)], _read_node(node.left), _read_node(node.right))
 
 
 def main(args: ProbeArguments) -> None:

@@ -20,7 +20,7 @@ from trl import TrlParser
 
 from r1lab.checkpoint import CheckpointError
 from r1lab.config import GRPOConfig
-from r1lab.evaluate import evaluate_split, reflection_token_ids
+from r1lab.evaluate import build_generate, evaluate_split, reflection_token_ids
 from r1lab.grpo.score import RewardError
 from r1lab.grpo.trainer import GRPOTrainer, TrainingDiverged
 from r1lab.loading import load_policy, load_prompts
@@ -31,7 +31,6 @@ from r1lab.tasks import TASKS
 from r1lab.trace.report import write_report
 from rewards import load_reward
 
-EVAL_SAMPLING_SEED = 1
 RECIPES = Path(__file__).resolve().parent
 BASE = RECIPES.parent / "data" / "base"
 MAIN_JOB = RECIPES / "configs" / "pick_two.yaml"
@@ -79,27 +78,14 @@ def build_sampler(engine, config: GRPOConfig):
     return lambda prompt_ids, seeds: engine.generate(prompt_ids, params, seeds=seeds)
 
 
-def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0):
+def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int):
     """(num_problems, num_samples, ban_reflection=False) -> sampled and greedy results on one held-out split."""
     decode = partial(tokenizer.decode, skip_special_tokens=True)
 
     def evaluate(num_problems: int, num_samples: int, ban_reflection: bool = False) -> dict[str, float]:
         banned = reflection_token_ids(tokenizer) if ban_reflection else ()
-
-        def generate(prompt_ids, n, temperature):
-            params = SamplingParams(
-                n=n,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_p=top_p if temperature > 0 else 1.0,
-                seed=EVAL_SAMPLING_SEED,
-                banned_token_ids=banned,
-            )
-            return engine.generate(prompt_ids, params)
-
-        engine.model.eval()
-        samples = {"num_samples": num_samples, "temperature": temperature}
-        return evaluate_split(prompts[:num_problems], generate, decode, reward, **samples)
+        generate = build_generate(engine, max_tokens=max_tokens, banned_token_ids=banned)
+        return evaluate_split(prompts[:num_problems], generate, decode, reward, num_samples=num_samples)
 
     return evaluate
 

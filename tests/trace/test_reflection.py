@@ -2,10 +2,11 @@
 
 import math
 import time
+from math import inf
 
 import pytest
 
-from r1lab.trace import aha_events, find_reflections, parse_attempts, reflection_metrics
+from r1lab.trace import aha_events, find_behaviours, find_reflections, parse_attempts, reflection_metrics
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,15 @@ def test_spans_point_at_the_words():
         ("x = 8 off 2 , 8 = 8 off 0", []),  # nothing computed
         ("3 + 5 = 8 off 2 off 0", [("3 + 5", 8, 2, False)]),  # one check an attempt
         ("3 + 5 = 8 offline 2", []),
+        ("( 9 / 2 ) + 3 = fails . wait 9 - 2 = 7 off 0", [("( 9 / 2 ) + 3", None, inf, True), ("9 - 2", 7, 0, False)]),
+        ("( 9 + 3 ) / 5 = 12 / 5 = fails .", [("( 9 + 3 ) / 5", None, inf, False)]),
+        ("3 + 5 = 8 off 2 . 2 - 9 = FAILS", [("3 + 5", 8, 2, False), ("2 - 9", None, inf, False)]),
+        ("3 + 5 = 8 . 2 - 9 = fails off 3", [("2 - 9", None, inf, False)]),  # the distance is nobody's
+        ("3 + 5 = 8 fails", []),  # it has a value: the word is about something else
+        ("3 + 5 = and fails", []),
+        ("3 + 5 = failsafe", []),
+        ("fails = fails", []),
+        ("3 + 5 = 8 . 8 * 7 = 56 off 2", [("8 * 7", 56, 2, False)]),  # two sentences
         ("3 + 5 = 8 off 12345678901234567890", []),  # no distance of this size exists
     ],
 )
@@ -93,11 +103,14 @@ def test_aha_events():
     assert aha_events("3 + 4 = 7 off 0 . 1 + 2 = 3 off 4 wait 3 + 4 = 7 off 0", is_correct=True) == []
 
 
+TEXTS = [MISS_WAIT_HIT, MISS_WAIT_HIT, MISS_WAIT_HIT, MISS_HIT, HIT_WAIT_MISS, "1 + 2 = 3 off 4", "", "wait wait"]
+RIGHT = [True, True, False, True, False, False, True, False]
+
+
 def test_reflection_metrics():
-    texts = [MISS_WAIT_HIT, MISS_WAIT_HIT, MISS_WAIT_HIT, MISS_HIT, HIT_WAIT_MISS, "1 + 2 = 3 off 4", "", "wait wait"]
-    right = [True, True, False, True, False, False, True, False]
-    metrics = reflection_metrics(texts, right)
-    assert metrics == {
+    metrics = reflection_metrics(TEXTS, RIGHT)
+    unconditional = {name: value for name, value in metrics.items() if name.count("/") == 1 or "keyword" in name}
+    assert unconditional == {
         "reflection/rate": 5 / 8,
         "reflection/aha_rate": 2 / 8,
         "reflection/inverse_rate": 1 / 8,
@@ -109,9 +122,51 @@ def test_reflection_metrics():
         "reflection/keyword/hmm": 1 / 8,
         "reflection/keyword/wait": 4 / 8,
     }
+    behaviours = {name.rpartition("/")[2]: value for name, value in metrics.items() if "behaviour" in name}
+    assert behaviours == {"verification": 6 / 8, "backtracking": 4 / 8, "enumeration": 0.0, "subgoals": 0.0}
     assert all(type(value) is float for value in metrics.values())
-    events = [event.kind for text, is_right in zip(texts, right, strict=True) for event in aha_events(text, is_right)]
+    events = [event.kind for text, is_right in zip(TEXTS, RIGHT, strict=True) for event in aha_events(text, is_right)]
     assert events.count("aha") == 2 and events.count("inverse") == 1
+
+
+def test_a_refused_step_is_a_wrong_first_try():
+    text = "9 / 2 = fails . wait 9 - 2 = 7 off 0"
+    metrics = reflection_metrics([text], [True])
+    assert metrics["reflection/aha_rate"] == 1.0 and metrics["reflection/num_wrong_first_reconsidered"] == 1.0
+    (event,) = aha_events(text, is_correct=True)
+    assert event.attempt.value is None and event.attempt.off == inf
+
+
+def test_a_hard_prompt_cannot_make_reflection_look_bad():
+    """Simpson's paradox: reconsidering pays on every prompt, yet happens on the hard one."""
+    miss_wait, miss_stop = MISS_WAIT_HIT, "1 + 2 = 3 off 4 . no"
+    rows = [("easy", miss_wait, 1, 1), ("easy", miss_stop, 8, 7), ("hard", miss_wait, 8, 2), ("hard", miss_stop, 1, 0)]
+    flat = [(prompt, text, i < right) for prompt, text, count, right in rows for i in range(count)]
+    prompts, texts, rights = zip(*flat, strict=True)
+    metrics = reflection_metrics(texts, rights, prompts)
+    plain = [metrics[f"reflection/p_correct_wrong_first_{kind}"] for kind in ("reconsidered", "not_reconsidered")]
+    assert plain == [3 / 9, 7 / 9]
+    prefix = "reflection/within_prompt"
+    assert metrics[f"{prefix}/num_strata"] == 2.0
+    # The two prompts weigh 8/9 each: (1 + 2/8) / 2 against (7/8 + 0) / 2.
+    assert metrics[f"{prefix}/p_correct_wrong_first_reconsidered"] == pytest.approx((1 + 2 / 8) / 2)
+    assert metrics[f"{prefix}/p_correct_wrong_first_not_reconsidered"] == pytest.approx((7 / 8 + 0) / 2)
+
+
+def test_completions_are_compared_at_one_length():
+    long = [MISS_WAIT_HIT + " so" * 40, MISS_HIT + " so" * 40]
+    metrics = reflection_metrics([MISS_WAIT_HIT, MISS_HIT, *long], [True, False, True, True])
+    assert metrics["reflection/same_length/num_strata"] == 2.0
+    assert metrics["reflection/same_length/p_correct_wrong_first_reconsidered"] == 1.0
+    assert metrics["reflection/same_length/p_correct_wrong_first_not_reconsidered"] == 0.5
+    apart = reflection_metrics([MISS_WAIT_HIT, long[1]], [True, False])
+    assert apart["reflection/same_length/num_strata"] == 0.0
+    assert math.isnan(apart["reflection/same_length/p_correct_wrong_first_reconsidered"])
+
+
+def test_unknown_prompts_are_never_the_same():
+    metrics = reflection_metrics([MISS_WAIT_HIT, MISS_HIT], [True, False])
+    assert metrics["reflection/within_prompt/num_strata"] == 0.0
 
 
 def test_reflection_metrics_of_nothing_and_of_other_text():
@@ -121,6 +176,8 @@ def test_reflection_metrics_of_nothing_and_of_other_text():
     assert math.isnan(metrics["reflection/p_correct_wrong_first_reconsidered"])
     with pytest.raises(ValueError, match="2 texts but 1"):
         reflection_metrics(["a", "b"], [True])
+    with pytest.raises(ValueError, match="2 texts but 1 prompts"):
+        reflection_metrics(["a", "b"], [True, False], ["p"])
 
 
 MILLION = 1_000_000
@@ -138,6 +195,11 @@ MILLION = 1_000_000
         "1 + 1 = 2 off 1 wait " * (MILLION // 21),
         "off " * (MILLION // 4) + "1",
         "3 + 5 = 8 off " + "9" * MILLION,
+        "1 / 2 = fails " * (MILLION // 14),
+        "fails = " * (MILLION // 8),
+        "(" + "1" * MILLION + ") + 1 = 2 off 1",
+        "( 1" + " " * MILLION + ") + 1 = 2 off 1",
+        " ".join(f"{i} + {i + 1} = {i} off 1 ." for i in range(MILLION // 30)),
         "3 + 5 = " + "9" * MILLION + " off 0",
         "let me " * (MILLION // 7),
         "let" + " " * MILLION + "me check",
@@ -153,5 +215,7 @@ def test_hostile_text_takes_linear_time(text):
     started = time.process_time()
     assert len(find_reflections(text)) < len(text)
     assert len(parse_attempts(text)) < len(text)
+    find_behaviours(text)
+    find_behaviours(text, [str(i) for i in range(MILLION // 30)])
     # Linear work takes a second on a loaded machine; quadratic work on a million characters takes hours.
     assert time.process_time() - started < 10

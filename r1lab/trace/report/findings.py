@@ -72,7 +72,11 @@ def _place(source: Source, index: int) -> Place:
 
 def _missed_last_try(shape: _Shape) -> str | None:
     attempts = parse_attempts(shape.text)
-    return f"its last try is off by {attempts[-1].off:g}, by its own check" if attempts and attempts[-1].off else None
+    if not attempts or attempts[-1].off == 0:
+        return None
+    if attempts[-1].value is None:
+        return "its last try fails, by its own working"
+    return f"its last try is off by {attempts[-1].off:g}, by its own check"
 
 
 def _answer_from_nowhere(shape: _Shape) -> str | None:
