@@ -33,7 +33,7 @@ from r1lab.grpo.trainer import GRPOTrainer, StepOutput
 from r1lab.trace.curves import plot_curves
 from r1lab.trace.metrics import MetricsLog
 from r1lab.trace.progress import Progress
-from r1lab.trace.recorder import remove_completions_after, write_completions
+from r1lab.trace.recorder import RUN_FORMAT, prompt_text, remove_completions_after, write_completions
 from r1lab.trace.reflection import reflection_metrics
 from r1lab.types import RolloutGroup
 from rewards.registry import reward_name
@@ -61,6 +61,13 @@ class RunConfig:
     final_num_problems: int = field(default=300, metadata={"help": "Held-out problems a split, for base and final."})
     final_num_samples: int = field(default=8, metadata={"help": "Completions a problem, for base and final."})
     show_sample_steps: int = field(default=5, metadata={"help": "Show the best and the worst completion this often."})
+    trace_groups: int = field(
+        default=0,
+        metadata={"help": "Record the completions of this many groups a step, spread over the step's; 0 = all."},
+    )
+    run_format: int = field(
+        default=RUN_FORMAT, metadata={"help": "Of the run directory's files; recorded, nothing to set."}
+    )
     log_with: str | None = field(default=None, metadata={"help": "accelerate tracker: tensorboard, wandb, trackio."})
 
     def __post_init__(self) -> None:
@@ -69,6 +76,9 @@ class RunConfig:
             at_least(self, name, 1)
         if self.eval_steps < 0:
             raise ValueError(f"eval_steps={self.eval_steps}: use 0 for never, or a positive number")
+        at_least(self, "trace_groups", 0)
+        if self.run_format != RUN_FORMAT:
+            raise ValueError(f"run_format={self.run_format}: this r1lab writes format {RUN_FORMAT}; leave it out")
 
 
 class Interrupted(RuntimeError):
@@ -184,7 +194,7 @@ class Run:
                 self._show_sample(step, output.groups)
         groups = gather_object(output.groups)
         if self.is_main:
-            write_completions(self.directory, step, groups)
+            write_completions(self.directory, step, groups, max_groups=self.config.trace_groups or None)
 
     def _log(self, metrics: dict[str, float]) -> None:
         """One row to metrics.jsonl and, on the main process alone as accelerate has it, to the trackers."""
@@ -193,8 +203,10 @@ class Run:
             self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, metrics["step"])
 
     def _reflection(self, groups: list[RolloutGroup]) -> dict[str, float]:
-        pairs = gather_object([(r.text, r.rewards.get(self.accuracy_name) == 1.0) for g in groups for r in g.rollouts])
-        return reflection_metrics([text for text, _ in pairs], [is_correct for _, is_correct in pairs])
+        name = self.accuracy_name
+        pairs = [(prompt_text(group.prompt), rollout) for group in groups for rollout in group.rollouts]
+        rows = gather_object([(r.text, r.rewards.get(name) == 1.0, prompt) for prompt, r in pairs])
+        return reflection_metrics(*zip(*rows, strict=True)) if rows else {}
 
     def _show_sample(self, step: int, groups: list[RolloutGroup]) -> None:
         rollouts = sorted(

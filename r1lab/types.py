@@ -52,6 +52,12 @@ class Rollout:
     """Weighted sum of `rewards`; NaN when every one of them is None."""
     advantage: float = 0.0
     """Filled in from the group; 0 leaves the policy unchanged."""
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What reward functions logged beside their number, by column (TRL's `log_extra`): why a reward is what it is."""
+    train_logps: list[float] | None = None
+    """Log-probability of each token in the training pass, before any update. Nats; None: not trained."""
+    entropies: list[float] | None = None
+    """Entropy of the distribution that each token was drawn from, of the same pass. Nats; None as above."""
 
 
 @dataclass(slots=True)
@@ -85,11 +91,14 @@ class TrainBatch:
     the first update, whose ratio is 1)."""
     ref_logps: torch.Tensor | None = None
     """[B, T - 1] float, the reference policy's; None without a KL term."""
+    rollouts: list[Rollout] = field(default_factory=list)
+    """[B], whose rows these are: they keep what the training pass finds."""
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The same batch with every tensor on `device`."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return TrainBatch(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        moved = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in values.items()}
+        return TrainBatch(**moved)
 
 
 @dataclass(slots=True)

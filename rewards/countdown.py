@@ -1,7 +1,7 @@
 """Countdown: reach the target with + - * / and the given numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -40,12 +40,15 @@ def countdown_reward(
     target: Sequence[int | None] | None = None,
     numbers: Sequence[Sequence[int] | None] | None = None,
     num_used: Sequence[int | None] | int | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """1.0 where the one `<answer>` holds an expression that `check_expression` finds correct, 0.0 otherwise.
 
     Columns: `target`, and `numbers` (or `nums`), each row's given integers; `num_used`, how many of them to use: one
-    number, or a column (None: all). A row whose target or numbers are missing or no integers gets None.
+    number, or a column (None: all). A row whose target or numbers are missing or no integers gets None. log_extra,
+    TRL's hook, gets each row's reason as the column "countdown_reason": "no_answer", "no_problem" for a row that gets
+    None, or what `check_expression` says.
 
     Raises TypeError without those columns, ValueError for a column of another length.
     """
@@ -56,16 +59,19 @@ def countdown_reward(
     if num_used is None or isinstance(num_used, int):
         num_used = [num_used] * size
     rows = zip(completions, given, targets, check_length("num_used", num_used, size), strict=True)
-    return [_score(completion_text(completion), *row) for completion, *row in rows]
+    reasons = [_reason(completion_text(completion), *row) for completion, *row in rows]
+    if log_extra is not None:
+        log_extra("countdown_reason", reasons)
+    return [None if reason == "no_problem" else float(reason == "correct") for reason in reasons]
 
 
-def _score(text: str, numbers: Sequence[Any] | None, target: Any, num_used: int | None) -> float | None:
+def _reason(text: str, numbers: Sequence[Any] | None, target: Any, num_used: int | None) -> str:
     target = _integer(target)
     numbers = None if numbers is None else [_integer(number) for number in numbers]
     if target is None or numbers is None or None in numbers:
-        return None
+        return "no_problem"
     answer = answer_block(text)
-    return float(answer is not None and check_expression(answer, numbers, target, num_used) == "correct")
+    return "no_answer" if answer is None else check_expression(answer, numbers, target, num_used)
 
 
 def check_expression(text: str, numbers: Sequence[int], target: int, num_used: int | None = None) -> str:

@@ -87,7 +87,7 @@ def _select(outcome: SplitOutcome, indices: list[int]) -> SplitOutcome:
 
 def _compare_split(split: str, first: SplitOutcome, second: SplitOutcome, seed: int) -> list[Comparison]:
     ours, theirs = first.scores(), second.scores()
-    names = [name for name in ours if name in theirs]
+    names = [name for name in ours if name in theirs and not name.endswith("@1")]  # which is accuracy
     differences = {name: [b - a for a, b in zip(ours[name], theirs[name], strict=True)] for name in names}
     intervals = bootstrap_intervals(differences, seed=seed)
     num_problems = len(first.prompts)

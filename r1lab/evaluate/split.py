@@ -1,6 +1,5 @@
 """One split of held-out problems: sampled, decoded greedily, judged."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -9,7 +8,8 @@ from typing import Any
 from r1lab.evaluate.judge import Judged, RewardFunction, is_code, judge_completions
 from r1lab.evaluate.statistics import problem_scores, summarize
 from r1lab.rollout import SamplingParams
-from r1lab.trace.reflection import find_reflections
+from r1lab.trace.recorder import prompt_text
+from r1lab.trace.words import find_reflections
 from r1lab.types import Completion, Prompt
 
 Generate = Callable[[list[list[int]], int, float], list[list[Completion]]]
@@ -101,11 +101,6 @@ def judge_split(
         greedy=greedy,
         has_votes=not any(is_code(prompt.columns) for prompt in prompts),
     )
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as one text, chat messages as JSON."""
-    return prompt.text if isinstance(prompt.text, str) else json.dumps(prompt.text, ensure_ascii=False)
 
 
 def evaluate_split(

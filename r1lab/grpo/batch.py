@@ -56,6 +56,7 @@ class _Row:
     advantage: float
     num_trained: int
     has_gradient: bool
+    rollout: Rollout
 
 
 def has_gradient(rollout: Rollout, mask_truncated_completions: bool) -> bool:
@@ -78,6 +79,7 @@ def _row(prompt: Prompt, rollout: Rollout, mask_truncated: bool) -> _Row:
         advantage=rollout.advantage,
         num_trained=_num_trained(completion, mask_truncated),
         has_gradient=has_gradient(rollout, mask_truncated),
+        rollout=rollout,
     )
 
 
@@ -113,4 +115,5 @@ def _pad(rows: list[_Row], pad_token_id: int) -> TrainBatch:
             completion_mask[i, sampled] = True
             rollout_logps[i, sampled] = torch.tensor(row.rollout_logps)
     advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32)
-    return TrainBatch(input_ids, attention_mask, completion_mask, advantages, rollout_logps)
+    rollouts = [row.rollout for row in rows]
+    return TrainBatch(input_ids, attention_mask, completion_mask, advantages, rollout_logps, rollouts=rollouts)

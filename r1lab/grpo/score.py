@@ -16,11 +16,12 @@ class RewardError(RuntimeError):
 def score_groups(
     groups: Sequence[RolloutGroup], reward_funcs: Sequence[RewardFunction], weights: Sequence[float]
 ) -> None:
-    """Fills in `rewards` and `reward` of every rollout.
+    """Fills in `rewards`, `reward` and `extras` of every rollout.
 
     Each function is called once for all rollouts, by keyword: `prompts`, `completions`, `completion_ids` and every
     other dataset column as a list with one entry per completion (TRL 1.16's contract). Where a prompt is chat messages
-    its completions are too. `reward` is the weighted sum of what is not None; NaN when everything is None.
+    its completions are too. `log_extra(column, values)` keeps one value a completion in `extras`. `reward` is the
+    weighted sum of what is not None; NaN when everything is None.
 
     Raises:
         RewardError: a function raised, returned a wrong number of values, or a value that is not finite.
@@ -29,8 +30,11 @@ def score_groups(
     arguments = _arguments(groups)
     for function in reward_funcs:
         name = reward_name(function)
-        for rollout, value in zip(rollouts, _call(function, name, arguments, len(rollouts)), strict=True):
+        extras: dict[str, list] = {}
+        values = _call(function, name, {**arguments, "log_extra": extras.__setitem__}, len(rollouts))
+        for rollout, value in zip(rollouts, values, strict=True):
             rollout.rewards[name] = value
+        _keep_extras(rollouts, extras, name)
     names = [reward_name(function) for function in reward_funcs]
     for rollout in rollouts:
         rollout.reward = _weighted_sum(rollout, names, weights)
@@ -69,6 +73,17 @@ def _call(function: RewardFunction, name: str, arguments: dict[str, list], count
             f"reward function {name!r} returned {len(values)} values for {count} completions; return one each"
         )
     return [_number(value, name) for value in values]
+
+
+def _keep_extras(rollouts: Sequence[Rollout], extras: dict[str, list], name: str) -> None:
+    for column, values in extras.items():
+        if len(values) != len(rollouts):
+            raise RewardError(
+                f"reward function {name!r} logged {len(values)} values of {column!r} for {len(rollouts)} completions; "
+                "log one each"
+            )
+        for rollout, value in zip(rollouts, values, strict=True):
+            rollout.extras[column] = value
 
 
 def _number(value, name: str) -> float | None:

@@ -95,7 +95,8 @@ class PolicyUpdater:
         self.model.eval()
         for batch in minibatch.batches:
             if needs_old:
-                batch.old_logps = completion_logps(self.policy, batch, self.config.temperature)[0]
+                batch.old_logps, entropy = completion_logps(self.policy, batch, self.config.temperature)
+                _keep_on_rollouts(batch, batch.old_logps, entropy)
             if self.ref_model is not None:
                 batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
 
@@ -111,6 +112,8 @@ class PolicyUpdater:
                 logps, entropy = completion_logps(self.model, batch, self.config.temperature)
                 output = self._loss(batch, logps, entropy, minibatch.totals)
                 self.accelerator.backward(output.loss)
+            if batch.old_logps is None:
+                _keep_on_rollouts(batch, logps, entropy)
             outputs.append(output)
             if is_first:
                 differences.append((logps.detach() - batch.rollout_logps).abs()[batch.completion_mask])
@@ -185,6 +188,14 @@ def _split(groups: Sequence[RolloutGroup], parts: int) -> Iterator[Sequence[Roll
     bounds = [round(i * len(groups) / parts) for i in range(parts + 1)]
     for start, end in zip(bounds, bounds[1:], strict=False):
         yield groups[start:end]
+
+
+def _keep_on_rollouts(batch: TrainBatch, logps: torch.Tensor, entropy: torch.Tensor) -> None:
+    """Leaves the logps and entropies [B, T - 1] of the policy before its update on the rollouts that they are of."""
+    columns = (one.detach().cpu() for one in (batch.completion_mask, logps, entropy))
+    for rollout, mask, row_logps, row_entropy in zip(batch.rollouts, *columns, strict=False):
+        if mask.any():
+            rollout.train_logps, rollout.entropies = row_logps[mask].tolist(), row_entropy[mask].tolist()
 
 
 def _empty_batch(device: torch.device, pad_token_id: int) -> TrainBatch:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.trace.load import load_run
 from r1lab.trace.metrics import find_accuracy_key
-from r1lab.trace.recorder import load_run
 
 if TYPE_CHECKING:
     import pandas

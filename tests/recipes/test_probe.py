@@ -32,7 +32,8 @@ def test_no_expression(text):
 
 
 def test_skills_of_a_search_that_refuses_a_step():
-    text = "( 9 / 2 ) + 3 = fails . wait ( 9 - 2 ) * 3 = 7 * 3 = 21 off 14 . no </think> <answer> ( 9 - 2 ) * 3 </answer>"
+    work = "( 9 / 2 ) + 3 = fails . wait ( 9 - 2 ) * 3 = 7 * 3 = 21 off 14 . no"
+    text = f"{work} </think> <answer> ( 9 - 2 ) * 3 </answer>"
     shown = probe_text(text, COLUMNS)
     assert shown == {
         "arithmetic": [True],

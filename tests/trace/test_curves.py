@@ -36,7 +36,7 @@ def test_seeds_add_thin_lines_and_a_mean(tmp_path):
     from matplotlib.figure import Figure
 
     from r1lab.trace.curves import _draw_single
-    from r1lab.trace.recorder import load_run
+    from r1lab.trace.load import load_run
 
     runs = [write_run(tmp_path / f"seed{seed}", seed, steps=30 - 5 * seed) for seed in range(3)]
     read_size(plot_curves(runs, tmp_path / "curves.png"))

@@ -1,44 +1,14 @@
-"""Completions on disk and runs read back."""
+"""Completions on disk."""
 
 import json
-import math
 import os
 import struct
 
 import pyarrow.parquet
 import pytest
 
-from r1lab.trace import MetricsLog, load_run, read_completions, remove_completions_after, write_completions
-from r1lab.types import Completion, Prompt, Rollout, RolloutGroup
-
-
-def build_rollout(text, tokens, rewards, reward, advantage=0.0, finish_reason="stop"):
-    logps = [-0.1 * (index + 1) for index in range(len(tokens))]
-    return Rollout(Completion(tokens, logps, finish_reason), text, rewards, reward, advantage)
-
-
-@pytest.fixture
-def groups():
-    chat = [{"role": "user", "content": "Was ist 3 × 4?"}]
-    return [
-        RolloutGroup(
-            Prompt("3 5 target 8", [1, 2]),
-            [
-                build_rollout("3 + 5 = 8 off 0", [5, 6, 7], {"accuracy": 1.0, "format": 0.0}, 1.0, 0.5),
-                build_rollout("wait", [5], {"accuracy": 0.0, "format": None}, 0.0, -0.5, "length"),
-            ],
-        ),
-        RolloutGroup(Prompt(chat, [3]), [build_rollout("bad \ud800 surrogate", [], {"accuracy": None}, float("nan"))]),
-    ]
-
-
-def write_run(path, steps, groups=None):
-    with MetricsLog(path / "metrics.jsonl") as log:
-        for step in steps:
-            log.append({"step": step, "reward": step / 10})
-            if groups:
-                write_completions(path, step, groups)
-    return path
+from r1lab.trace import read_completions, remove_completions_after, write_completions
+from r1lab.types import Prompt, RolloutGroup
 
 
 def test_columns_and_values(tmp_path, groups):
@@ -48,7 +18,7 @@ def test_columns_and_values(tmp_path, groups):
     table = pyarrow.parquet.read_table(path)
     assert table.column_names == [
         "step", "prompt", "completion", "accuracy", "format", "advantage",  # TRL's
-        "group", "reward", "finish_reason", "num_tokens", "token_ids", "logps", "reflects",
+        "group", "reward", "finish_reason", "num_tokens", "token_ids", "logps", "train_logps", "entropies", "reflects",
     ]  # fmt: skip
     columns = table.to_pydict()
     assert columns["step"] == [12, 12, 12] and columns["group"] == [0, 0, 1]
@@ -65,6 +35,43 @@ def test_logps_are_the_engines_fp32_bits(tmp_path, groups):
     groups[0].rollouts[0].completion.logps = values
     table = pyarrow.parquet.read_table(write_completions(tmp_path, 1, groups))
     assert table["logps"].to_pylist()[0] == values
+
+
+def test_what_the_training_pass_found(tmp_path, groups):
+    rollout = groups[0].rollouts[0]
+    rollout.train_logps, rollout.entropies = [-0.5, -0.25, -0.125], [1.0, 0.5, 0.25]
+    columns = pyarrow.parquet.read_table(write_completions(tmp_path, 1, groups)).to_pydict()
+    assert columns["train_logps"] == [[-0.5, -0.25, -0.125], None, None]
+    assert columns["entropies"] == [[1.0, 0.5, 0.25], None, None]
+
+
+def test_reasons_are_text_and_shadow_nothing(tmp_path, groups):
+    first, second = groups[0].rollouts
+    first.extras = {"accuracy_reason": "match", "parts": {"a": 1}, "step": "not a step", "accuracy": "no reward"}
+    second.extras = {"accuracy_reason": "\ud800", "score": 0.5}
+    table = pyarrow.parquet.read_table(write_completions(tmp_path, 1, groups))
+    columns = table.to_pydict()
+    assert columns["accuracy_reason"] == ["match", "?", None] and columns["score"] == [None, "0.5", None]
+    assert columns["parts"] == ['{"a": 1}', None, None]
+    assert columns["step"] == [1, 1, 1] and columns["accuracy"] == [1.0, 0.0, None]
+    assert table.column_names.index("accuracy_reason") > table.column_names.index("reflects")
+
+
+@pytest.mark.parametrize(
+    ("max_groups", "kept"), [(None, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (2, [0, 2]), (1, [0])]
+)
+def test_sampling_keeps_whole_groups_under_their_numbers(tmp_path, groups, max_groups, kept):
+    five = [RolloutGroup(Prompt(f"p{i}", [1]), groups[0].rollouts) for i in range(5)]
+    write_completions(tmp_path, 1, five, max_groups=max_groups)
+    frame = read_completions(tmp_path)
+    assert frame["group"].tolist() == [index for index in kept for _ in range(2)]
+    assert frame["prompt"].tolist() == [f"p{index}" for index in kept for _ in range(2)]
+    write_completions(tmp_path, 2, [], max_groups=3)
+
+
+def test_sampling_nothing_is_refused(tmp_path, groups):
+    with pytest.raises(ValueError, match="max_groups=0"):
+        write_completions(tmp_path, 1, groups, max_groups=0)
 
 
 def test_a_reward_may_not_shadow_a_column(tmp_path, groups):
@@ -99,56 +106,3 @@ def test_read_and_remove(tmp_path, groups):
     assert set(read_completions(tmp_path, [2, 99])["step"]) == {2}
     assert remove_completions_after(tmp_path, 2) == 1
     assert set(read_completions(tmp_path)["step"]) == {1, 2}
-
-
-def test_load_run(tmp_path, groups):
-    write_run(tmp_path, [1, 2], groups)
-    (tmp_path / "config.yaml").write_text("learning_rate: 0.1\nseed: 3\n")
-    run = load_run(str(tmp_path))
-    assert run.config == {"learning_rate": 0.1, "seed": 3}
-    assert run.metrics["step"].tolist() == [1, 2] and run.metrics["reward"].tolist() == [0.1, 0.2]
-    assert len(run.completions) == 6 and run.notes == []
-    assert math.isnan(run.completions["format"][1])
-
-
-def test_completions_are_read_at_the_first_use(tmp_path, groups):
-    write_run(tmp_path, [1], groups)
-    run = load_run(tmp_path)
-    write_completions(tmp_path, 2, groups)
-    assert set(run.completions["step"]) == {1, 2}
-
-
-def test_a_killed_run_loads_with_notes(tmp_path, groups):
-    write_run(tmp_path, [1, 2], groups)
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "rew')
-    os.truncate(tmp_path / "completions" / "completions_00002.parquet", 100)
-    (tmp_path / "completions" / ".tmp-completions_00003.parquet").write_bytes(b"PAR1")
-    run = load_run(tmp_path)
-    assert run.metrics["step"].tolist() == [1, 2]
-    assert set(run.completions["step"]) == {1}
-    assert len(run.notes) == 3
-    for word, note in zip(("metrics.jsonl", "config.yaml", "completions_00002"), run.notes, strict=True):
-        assert word in note
-
-
-def test_runs_without_completions(tmp_path):
-    frame = load_run(write_run(tmp_path, [1])).completions
-    assert len(frame) == 0 and {"prompt", "completion", "reward"} <= set(frame.columns)
-
-
-def test_what_is_no_run_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_run(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"no metrics.jsonl$"):
-        load_run(tmp_path)
-    write_run(tmp_path / "seed1", [1])
-    with pytest.raises(ValueError, match=r"did you mean .*seed1"):
-        load_run(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "re')
-    with pytest.raises(ValueError, match="no finished step"):
-        load_run(tmp_path)
-    write_run(tmp_path / "seed2", [1])
-    (tmp_path / "seed2" / "config.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match=r"config.yaml is not YAML"):
-        load_run(tmp_path / "seed2")

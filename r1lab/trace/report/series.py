@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from r1lab.trace.behaviours import Behaviours
 from r1lab.trace.metrics import find_accuracy_key
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def build_panels(metrics: "pandas.DataFrame") -> list[dict[str, Any]]:
                 ("aha: wrong turned right", "reflection/aha_rate"),
                 ("inverse: right turned wrong", "reflection/inverse_rate"),
             ],
+        ),
+        (
+            "Behaviours, by rule",
+            "share of completions",
+            [(name, f"reflection/behaviour/{name}") for name in Behaviours._fields],
         ),
         (
             "Right in the end, if the first try was wrong",

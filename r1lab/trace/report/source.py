@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1lab.trace.load import Run, load_run
 from r1lab.trace.metrics import find_accuracy_key
-from r1lab.trace.recorder import Run, load_run
 
 if TYPE_CHECKING:
     import pandas
 
-RUN_FORMAT = 1
-"""The newest `run_format` in a `config.yaml` that this code reads; a config without one is format 1."""
 _NEEDED = ("step", "prompt", "completion", "advantage", "group", "reward", "finish_reason", "num_tokens")
 _NOT_REWARDS = {"advantage", "reward"}
 
@@ -40,7 +38,6 @@ def read_source(run_dir: str | Path) -> Source:
         ValueError: it is not a run directory, is unreadable, holds no finished step, or is from a newer version.
     """
     run = load_run(run_dir)
-    _check_format(run)
     frame = run.completions
     missing = [name for name in _NEEDED if name not in frame.columns]
     if missing:
@@ -54,14 +51,3 @@ def read_source(run_dir: str | Path) -> Source:
     key = find_accuracy_key(f"rewards/{name}/mean" for name in names)
     accuracy_name = key.removeprefix("rewards/").removesuffix("/mean") if key else None
     return Source(run, frame, names, accuracy_name, best_reward=float(frame["reward"].astype(float).max()))
-
-
-def _check_format(run: Run) -> None:
-    version = run.config.get("run_format", RUN_FORMAT)
-    if not isinstance(version, int):
-        raise ValueError(f"{run.path / 'config.yaml'}: run_format is {version!r}, not a number")
-    if version > RUN_FORMAT:
-        raise ValueError(
-            f"{run.path} was written by a newer r1lab (run_format {version}; this one reads up to {RUN_FORMAT}): "
-            "upgrade r1lab to look at it"
-        )
