@@ -57,6 +57,7 @@ def test_runs_without_completions(tmp_path):
 def test_what_is_no_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_run(tmp_path / "absent")
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"no metrics.jsonl$"):
         load_run(tmp_path)
     write_run(tmp_path / "seed1", [1])

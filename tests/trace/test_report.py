@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pandas
 import pytest
-from report_runs import AHA, HOSTILE, INVERSE, LUCKY, read_data, write_run
+from report_runs import (
+    AHA,
+    HOSTILE,
+    INVERSE,
+    LUCKY,
+    WRONG,
+    build_group,
+    read_data,
+    write_run,
+    write_tokenizer,
+)
 
+from r1lab.trace import write_completions
 from r1lab.trace.__main__ import main
 from r1lab.trace.report import write_report
 from r1lab.trace.report.findings import find_first_aha, find_suspects
@@ -230,7 +241,36 @@ def test_missing_run(tmp_path, capsys):
     assert run_main(capsys, tmp_path / "nowhere") == (2, f"error: {tmp_path / 'nowhere'}: no such run directory")
 
 
+def test_trained_completions_are_shaded_by_entropy_and_difference(tmp_path):
+    run = write_run(tmp_path / "run", num_steps=1)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.json", [AHA, WRONG])
+    group = build_group("3 5 6 target 8", [AHA, WRONG], [1, 0], tokenizer)
+    trained = group.rollouts[0]
+    trained.train_logps = [value - 0.25 for value in trained.completion.logps]
+    trained.entropies = [0.5] * len(trained.train_logps)
+    write_completions(run, 1, [group])
+    data = read_data(write_report(run, tokenizer=tmp_path / "tokenizer.json"))
+    assert [(shade["key"], shade["largest"]) for shade in data["shades"][1:]] == [
+        ("difference", 0.25),
+        ("entropy", 0.5),
+    ]
+    (shown,) = data["groups"]
+    assert shown["entropy"][0] == "/" * len(trained.entropies) and shown["entropy"][1] is None
+
+
+def test_a_rewarded_completion_whose_last_try_fails_is_a_suspect(tmp_path):
+    run = write_run(tmp_path / "run", num_steps=1)
+    text = "<think> 6 / 5 = fails . no </think> <answer> 3 + 5 </answer>"
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.json", [text, WRONG])
+    write_completions(run, 1, [build_group("3 5 6 target 8", [text, WRONG], [1, 0], tokenizer)])
+    (suspect,) = find_suspects(read_source(run))
+    assert "its last try fails, by its own working" in suspect.reasons
+
+
 def test_empty_run(tmp_path, capsys):
+    status, error = run_main(capsys, tmp_path)
+    assert status == 2 and "is empty: no run has started in it" in error
+    (tmp_path / "notes.txt").touch()
     status, error = run_main(capsys, tmp_path)
     assert status == 2 and "is not a run directory: it has no metrics.jsonl" in error
 

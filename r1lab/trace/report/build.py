@@ -62,8 +62,9 @@ def build_data(source: Source, max_bytes: int, tokenizer: Path | None, watch: Wa
 
 def _group_builder(source: Source, tokenizer: Path | None) -> GroupBuilder:
     file = tokenizer or find_tokenizer(source.run.path)
-    columns = set(source.frame.columns)
-    usable = [shade for shade in SHADES if {"token_ids", *shade.columns} <= columns]
+    # Recorded for some completion at least: a run whose rollouts were never trained has no training logps.
+    filled = set(source.frame.columns[source.frame.notna().any()])
+    usable = [shade for shade in SHADES if {"token_ids", *shade.columns} <= filled]
     if usable and file is None:
         source.run.notes.append("no tokenizer in checkpoints/: tokens are not shaded; give one with --tokenizer")
     decode = load_decoder(file) if usable and file else None
