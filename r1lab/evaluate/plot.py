@@ -83,7 +83,8 @@ def _finish(panels: Sequence["Axes"], split: str, evaluations: Sequence[Evaluati
     top.set_xscale("log", base=2)
     top.set_xticks(sizes, [str(size) for size in sizes])
     top.set_xlabel("k, completions a problem (pass@k)")
-    bottom.set_xscale("log")
+    bottom.set_xscale("log", base=2)
+    bottom.xaxis.set_major_formatter("{x:g}")
     bottom.set_xlabel("tokens of k completions, mean")
     for axes in panels:
         axes.set_ylim(-2, 102)
