@@ -205,6 +205,8 @@ class SandboxedProcess:
         for descriptor, buffer in {**buffers, self._channel.fileno(): self._inbox}.items():
             while (data := _read(descriptor)) and len(buffer) < self._limits.output_bytes:
                 buffer += data[: self._limits.output_bytes - len(buffer)]
+            if len(buffer) >= self._limits.output_bytes:
+                self.stop_reason = self.stop_reason or "output_limit"
 
     def _lose_server(self) -> None:
         self.is_server_lost = True
