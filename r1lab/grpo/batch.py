@@ -1,4 +1,4 @@
-"""Rollout groups -> micro-batches of padded rows."""
+"""Rollout groups -> micro-batches of rows: padded, longest first, or group by group, so that a prompt is read once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +25,13 @@ def build_batches(
     max_tokens_per_batch: int,
     skip_zero_advantage: bool = True,
     mask_truncated_completions: bool = False,
+    share_prompts: bool = False,
 ) -> tuple[list[TrainBatch], BatchTotals]:
     """Rows `prompt + completion`, longest first, in micro-batches of at most `max_tokens_per_batch` padded tokens.
 
     A row longer than that makes a micro-batch of its own. Same groups, same batches: ties keep the order of `groups`.
+    share_prompts, for a policy that computes neither padding nor a shared prompt twice: rows stay in the order of
+    `groups`, `shared_lengths` says where a prompt repeats, and the limit counts the tokens that are computed.
     skip_zero_advantage leaves out the rows that cannot move the policy: advantage 0, or no trained token. Their
     gradient is exactly 0 under every loss without a KL or entropy term, so pass False with beta != 0.
     mask_truncated_completions trains no token of a completion cut at its length limit (DAPO, arXiv:2503.14476,
@@ -39,18 +42,25 @@ def build_batches(
     """
     if max_tokens_per_batch < 1:
         raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch}; pass a positive number of tokens")
-    rows = [_row(group.prompt, rollout, mask_truncated_completions) for group in groups for rollout in group.rollouts]
+    rows = [
+        _row(group.prompt, number, rollout, mask_truncated_completions)
+        for number, group in enumerate(groups)
+        for rollout in group.rollouts
+    ]
     totals = BatchTotals(num_tokens=sum(row.num_trained for row in rows), num_rows=len(rows))
     if skip_zero_advantage:
         rows = [row for row in rows if row.has_gradient]
-    rows.sort(key=lambda row: len(row.token_ids), reverse=True)
-    batches = [_pad(chunk, pad_token_id) for chunk in _chunks(rows, max_tokens_per_batch)]
-    return batches, totals
+    if share_prompts:
+        chunks = _chunks_of_groups(rows, max_tokens_per_batch)
+    else:
+        chunks = _chunks(sorted(rows, key=lambda row: len(row.token_ids), reverse=True), max_tokens_per_batch)
+    return [_pad(chunk, pad_token_id, share_prompts) for chunk in chunks], totals
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     token_ids: list[int]
+    group: int
     prompt_length: int
     rollout_logps: list[float]
     advantage: float
@@ -69,11 +79,12 @@ def _num_trained(completion: Completion, mask_truncated: bool) -> int:
     return 0 if is_masked else len(completion.token_ids)
 
 
-def _row(prompt: Prompt, rollout: Rollout, mask_truncated: bool) -> _Row:
+def _row(prompt: Prompt, group: int, rollout: Rollout, mask_truncated: bool) -> _Row:
     completion = rollout.completion
     _check(prompt, completion)
     return _Row(
         token_ids=prompt.token_ids + completion.token_ids,
+        group=group,
         prompt_length=len(prompt.token_ids),
         rollout_logps=completion.logps,
         advantage=rollout.advantage,
@@ -101,8 +112,28 @@ def _chunks(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
     return chunks
 
 
-def _pad(rows: list[_Row], pad_token_id: int) -> TrainBatch:
-    size, width = len(rows), len(rows[0].token_ids)
+def _chunks_of_groups(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
+    """A group that does not fit goes on in the next chunk, where its prompt is computed again."""
+    chunks: list[list[_Row]] = []
+    room = 0
+    for row in rows:
+        is_shared = bool(chunks) and chunks[-1][-1].group == row.group
+        size = len(row.token_ids) - (row.prompt_length if is_shared else 0)
+        if not chunks or size > room:
+            chunks.append([])
+            room, size = max_tokens, len(row.token_ids)
+        chunks[-1].append(row)
+        room -= size
+    return chunks
+
+
+def _shared_lengths(rows: list[_Row]) -> torch.Tensor:
+    above = [None, *(row.group for row in rows[:-1])]
+    return torch.tensor([row.prompt_length if row.group == group else 0 for row, group in zip(rows, above)])
+
+
+def _pad(rows: list[_Row], pad_token_id: int, share_prompts: bool) -> TrainBatch:
+    size, width = len(rows), max(len(row.token_ids) for row in rows)
     input_ids = torch.full((size, width), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros(size, width, dtype=torch.int64)
     completion_mask = torch.zeros(size, width - 1, dtype=torch.bool)
@@ -115,5 +146,12 @@ def _pad(rows: list[_Row], pad_token_id: int) -> TrainBatch:
             completion_mask[i, sampled] = True
             rollout_logps[i, sampled] = torch.tensor(row.rollout_logps)
     advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32)
-    rollouts = [row.rollout for row in rows]
-    return TrainBatch(input_ids, attention_mask, completion_mask, advantages, rollout_logps, rollouts=rollouts)
+    return TrainBatch(
+        input_ids,
+        attention_mask,
+        completion_mask,
+        advantages,
+        rollout_logps,
+        shared_lengths=_shared_lengths(rows) if share_prompts else None,
+        rollouts=[row.rollout for row in rows],
+    )

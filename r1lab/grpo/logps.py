@@ -3,6 +3,7 @@
 import inspect
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from r1lab.kernels import ops
@@ -26,10 +27,12 @@ class LogpsModel(nn.Module):
         attention_mask: torch.Tensor,
         completion_mask: torch.Tensor,
         temperature: float = 1.0,
+        shared_lengths: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """ids, mask [B, T], completion_mask [B, T - 1] bool -> (logps, entropy), each [B, T - 1] float32, in nats.
 
         Column t speaks about token t + 1; both are 0 where completion_mask is False. Entropy carries no gradient.
+        shared_lengths [B]: as in `TrainBatch`; a policy of ours computes those tokens once, any other ignores them.
         Raises ValueError for a temperature that is not positive or a completion_mask of another shape.
         """
         if not temperature > 0:
@@ -40,12 +43,19 @@ class LogpsModel(nn.Module):
             )
         targets = input_ids[:, 1:][completion_mask]
         if callable(getattr(self.policy, "hidden_states", None)):
-            hidden = self.policy.hidden_states(input_ids, attention_mask)[:, :-1][completion_mask]
+            hidden = self._completion_hidden(input_ids, attention_mask, completion_mask, shared_lengths)
             logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
         else:
             logits = self._completion_logits(input_ids, attention_mask, completion_mask)
             logps, entropy = _from_logits(logits, targets, temperature)
         return _scatter(completion_mask, logps), _scatter(completion_mask, entropy)
+
+    def _completion_hidden(self, input_ids, attention_mask, completion_mask, shared_lengths) -> torch.Tensor:
+        """[number of trained tokens, D]."""
+        if not shares_prompts(self.policy):
+            return self.policy.hidden_states(input_ids, attention_mask)[:, :-1][completion_mask]
+        at = F.pad(completion_mask, (0, 1))
+        return self.policy.hidden_states(input_ids, attention_mask, shared_B=shared_lengths, at_BT=at)
 
     def _completion_logits(self, input_ids, attention_mask, completion_mask) -> torch.Tensor:
         """[number of trained tokens, V]; the columns before the first completion never meet the head."""
@@ -60,6 +70,11 @@ class LogpsModel(nn.Module):
         return logits[:, :-1][completion_mask[:, first:]]
 
 
+def shares_prompts(policy: nn.Module) -> bool:
+    """Whether the policy computes a prompt that several rows share once, and no padding."""
+    return bool(getattr(policy, "shares_prefixes", False))
+
+
 def completion_logps(
     model: nn.Module, batch: TrainBatch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +84,7 @@ def completion_logps(
     """
     if not isinstance(_unwrap(model), LogpsModel):
         model = LogpsModel(model)
-    return model(batch.input_ids, batch.attention_mask, batch.completion_mask, temperature)
+    return model(batch.input_ids, batch.attention_mask, batch.completion_mask, temperature, batch.shared_lengths)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

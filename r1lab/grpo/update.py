@@ -12,7 +12,7 @@ from torch import nn
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
-from r1lab.grpo.logps import completion_logps
+from r1lab.grpo.logps import completion_logps, shares_prompts
 from r1lab.grpo.loss import combine_metrics, policy_loss
 from r1lab.model import update_routing_bias
 from r1lab.types import LossOutput, RolloutGroup, TrainBatch
@@ -65,7 +65,8 @@ class PolicyUpdater:
         return metrics
 
     def _build(self, groups: Sequence[RolloutGroup]) -> Minibatch:
-        limits = {"pad_token_id": self.pad_token_id, "max_tokens_per_batch": self.config.max_tokens_per_batch}
+        limits = {"pad_token_id": self.pad_token_id, "max_tokens_per_batch": self.config.max_tokens_per_batch,
+                  "share_prompts": shares_prompts(self.policy)}  # fmt: skip
         skip, mask_truncated = self.config.beta == 0, self.config.mask_truncated_completions
         batches, own = build_batches(
             groups, **limits, skip_zero_advantage=skip, mask_truncated_completions=mask_truncated
@@ -180,7 +181,8 @@ class PolicyUpdater:
     def _count_load(self, batches: list[TrainBatch]) -> None:
         self.model.train()
         for batch in batches:
-            self.policy.hidden_states(batch.input_ids, batch.attention_mask)
+            shared = {} if batch.shared_lengths is None else {"shared_B": batch.shared_lengths}
+            self.policy.hidden_states(batch.input_ids, batch.attention_mask, **shared)
 
 
 def _split(groups: Sequence[RolloutGroup], parts: int) -> Iterator[Sequence[RolloutGroup]]:

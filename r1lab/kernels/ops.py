@@ -37,22 +37,47 @@ def mla_attention(
     cu_seqlens_B1: Tensor,
     max_seqlen: int,
     scale: float,
+    prefix_B: Tensor | None = None,
 ) -> Tensor:
     """Causal attention over expanded MLA heads within each of several sequences (DeepSeek-V2 report, eq. 17-19).
 
     T = tokens of all sequences, H = heads, N, R = sizes of a key's two parts, W = a value's size, B = sequences.
     q_nope, k_nope: [T, H, N]; q_pe: [T, H, R]; k_pe: [T, R], shared by the heads; v: [T, H, W]; any strides.
     cu_seqlens: int32 [B + 1], from 0 to T, sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1; max_seqlen: the
-    longest one's length. Returns [T, H, W].
-    Raises ValueError on shapes or sequence bounds that do not fit.
+    longest one's length, its prefix included. prefix: int32 [B], the number of an earlier sequence, without a prefix
+    itself, whose tokens come before those of sequence b (each of which sees all of them), -1 for none; None: no
+    sequence has one. Returns [T, H, W].
+    Raises ValueError on shapes, sequence bounds or prefixes that do not fit.
     """
     _check_attention(q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW, cu_seqlens_B1)
+    _check_prefixes(prefix_B, cu_seqlens_B1)
     tensors = (q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW)
     if _use_cpu_kernel(*tensors):
-        return torch.ops.r1lab.mla_attention(*tensors, cu_seqlens_B1, scale)[0]
+        prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
+        return torch.ops.r1lab.mla_attention(*tensors, cu_seqlens_B1, prefix_B, scale)[0]
     if _use_gpu_kernel(*tensors):
-        return _gpu().mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
-    return reference.mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
+        if prefix_B is None:
+            return _gpu().mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
+        return _attention_with_copies(_gpu().mla_attention, tensors, cu_seqlens_B1, max_seqlen, scale, prefix_B)
+    return reference.mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale, prefix_B)
+
+
+def _attention_with_copies(
+    attention, tensors: tuple[Tensor, ...], cu_seqlens_B1: Tensor, max_seqlen: int, scale: float, prefix_B: Tensor
+) -> Tensor:
+    """A kernel that knows no prefixes, on sequences each of which holds a copy of its own; exact, gradients too."""
+    bounds, source, own = cu_seqlens_B1.tolist(), [], []
+    lengths = [0]
+    for start, end, prefix in zip(bounds[:-1], bounds[1:], prefix_B.tolist(), strict=True):
+        before = range(bounds[prefix], bounds[prefix + 1]) if prefix >= 0 else range(0)
+        own += range(len(source) + len(before), len(source) + len(before) + end - start)
+        source += [*before, *range(start, end)]
+        lengths.append(len(before) + end - start)
+    device = cu_seqlens_B1.device
+    source_S, own_T = torch.tensor(source, device=device), torch.tensor(own, device=device)
+    cu_seqlens = torch.tensor(lengths, device=device).cumsum(0).int()
+    out = attention(*(x.index_select(0, source_S) for x in tensors), cu_seqlens, max_seqlen, scale)
+    return out.index_select(0, own_T)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -285,6 +310,22 @@ def _check_attention(
         bounds = cu_seqlens_B1.tolist()
         if not bounds or bounds[0] != 0 or bounds[-1] != T or sorted(bounds) != bounds:
             raise ValueError(f"cu_seqlens_B1 goes {bounds[:3]} ... {bounds[-2:]}: expected 0, rising to T={T}")
+
+
+def _check_prefixes(prefix_B: Tensor | None, cu_seqlens_B1: Tensor) -> None:
+    if prefix_B is None:
+        return
+    if prefix_B.dtype != torch.int32 or prefix_B.shape != cu_seqlens_B1[1:].shape:
+        raise ValueError(
+            f"prefix_B is {prefix_B.dtype} {tuple(prefix_B.shape)}: expected int32 [B], B={len(cu_seqlens_B1) - 1}"
+        )
+    if prefix_B.device.type == "cpu":
+        prefixes = prefix_B.tolist()
+        for b, prefix in enumerate(prefixes):
+            if not -1 <= prefix < b or (prefix >= 0 and prefixes[prefix] >= 0):
+                raise ValueError(
+                    f"prefix_B[{b}]={prefix}: expected -1, or an earlier sequence that has no prefix itself"
+                )
 
 
 def _check_gate(logits_TE: Tensor, bias_E: Tensor, n_group: int, topk_group: int, top_k: int) -> None:

@@ -74,7 +74,7 @@ class MultiHeadLatentAttention(nn.Module):
 
         rotary: (cos, sin) from `PolicyRotaryEmbedding`. mask: bool [B or 1, 1, T, S], True where a query sees a key;
         None means plainly causal, with T == S or T == 1. cache: a `LatentCache` or any transformers `Cache`.
-        packing: x is [1, N, D], the tokens of several sequences; without mask and cache.
+        packing: x is [1, N, D], the tokens of several sequences, shared prefixes once; without mask and cache.
         """
         B, T, _ = x_BTD.shape
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.has_q_lora else self.q_proj(x_BTD)
@@ -125,10 +125,11 @@ class MultiHeadLatentAttention(nn.Module):
         B, S, _ = pe_BSP.shape
         if packing is None:
             cu_seqlens, length = torch.arange(0, B * S + 1, S, dtype=torch.int32, device=v.device), S
+            prefix = None
         else:
-            cu_seqlens, length = packing.cu_seqlens, packing.length
+            cu_seqlens, length, prefix = packing.cu_seqlens, packing.length, packing.prefix_S
         heads = (x.flatten(0, 1) for x in (q_nope, q_pe, k_nope, pe_BSP, v))
-        return ops.mla_attention(*heads, cu_seqlens, length, self.scale).view(B, S, -1)
+        return ops.mla_attention(*heads, cu_seqlens, length, self.scale, prefix).view(B, S, -1)
 
     def _attend_absorb(self, q_nope, q_pe, kv_BSR, pe_BSP, mask, packing) -> torch.Tensor:
         if packing is not None:

@@ -61,8 +61,16 @@ class TopkGate(nn.Module):
         return logits_TE, topk_idx_TK, topk_weights_TK
 
     @torch.no_grad()
-    def count_load(self, topk_idx_TK: torch.Tensor, token_mask_T: torch.Tensor | None) -> None:
-        """Add to `expert_load_E` how often each expert was chosen by the tokens whose mask is True (None: all)."""
+    def count_load(
+        self, topk_idx_TK: torch.Tensor, token_mask_T: torch.Tensor | None, weight_T: torch.Tensor | None = None
+    ) -> None:
+        """Add to `expert_load_E` how often each expert was chosen by the tokens whose mask is True (None: all), each
+        counted `weight` times (int64; None: once)."""
+        if weight_T is not None:
+            chosen_TE = torch.zeros(len(topk_idx_TK), self.num_experts, dtype=torch.int64, device=topk_idx_TK.device)
+            chosen_TE.scatter_(1, topk_idx_TK, weight_T[:, None].expand_as(topk_idx_TK))
+            self.expert_load_E += (chosen_TE if token_mask_T is None else chosen_TE[token_mask_T]).sum(0)
+            return
         if token_mask_T is not None:
             topk_idx_TK = topk_idx_TK[token_mask_T]
         self.expert_load_E += torch.bincount(topk_idx_TK.flatten(), minlength=self.num_experts)
@@ -99,16 +107,17 @@ class DeepseekMoE(nn.Module):
         """x [B, T, D] -> (y [B, T, D], sequence-wise auxiliary loss or None).
 
         token_mask [B, T] bool, False on padding: it is routed but counts neither as load nor in the loss. packing: x is
-        [1, N, D], the tokens of several sequences. In training mode every call adds to `gate.expert_load_E` (twice
-        under gradient checkpointing, in all layers alike, which changes neither a bias step nor MaxVio), and returns
-        the auxiliary loss if the config's `seq_aux_loss_alpha` is above 0.
+        [1, N, D], the tokens of several sequences; one that stands in several of them counts as often. In training mode
+        every call adds to `gate.expert_load_E` (twice under gradient checkpointing, in all layers alike, which changes
+        neither a bias step nor MaxVio), and returns the auxiliary loss if the config's `seq_aux_loss_alpha` is above 0.
         """
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_TE, topk_idx_TK, topk_weights_TK = self.gate(x_TD)
         y_BTD = self.experts(x_TD, topk_idx_TK, topk_weights_TK).view_as(x_BTD) + self.shared_experts(x_BTD)
         if not self.training:
             return y_BTD, None
-        self.gate.count_load(topk_idx_TK, None if token_mask_BT is None else token_mask_BT.flatten())
+        token_mask_T = None if token_mask_BT is None else token_mask_BT.flatten()
+        self.gate.count_load(topk_idx_TK, token_mask_T, None if packing is None else packing.weight_N)
         if self.seq_aux_loss_alpha <= 0:
             return y_BTD, None
         logits, topk_idx = (x.view(*x_BTD.shape[:2], -1) for x in (logits_TE, topk_idx_TK))

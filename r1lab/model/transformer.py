@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from r1lab.model.attention import MultiHeadLatentAttention, PolicyRMSNorm, build_attention_mask
 from r1lab.model.cache import LatentCache
 from r1lab.model.moe import DeepseekMoE, RoutedExperts, SwiGLU, TopkGate
-from r1lab.model.packing import build_packing
+from r1lab.model.packing import Packing, build_packing
 from r1lab.model.rope import PolicyRotaryEmbedding
 
 
@@ -105,6 +105,8 @@ class PolicyModel(PolicyPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
+        shared_B: torch.Tensor | None = None,
+        at_BT: torch.Tensor | None = None,
         **kwargs,
     ) -> PolicyModelOutput:
         """input_ids [B, T] or inputs_embeds [B, T, D] -> hidden states [B, T, D] after the final norm.
@@ -113,16 +115,24 @@ class PolicyModel(PolicyPreTrainedModel):
         hidden states are 0. position_ids [B or 1, T]: default is counting on from the cached tokens, padding included
         (as in transformers). past_key_values: a `LatentCache` or a transformers `Cache`, to which the new tokens are
         appended. Other keyword arguments (what trainers pass along) are ignored.
-        Raises ValueError unless exactly one of input_ids and inputs_embeds is given, and on a mask of another shape.
+        shared [B], int64, without a cache: how many first tokens a row has in common with the row above it, 0 for none
+        (see `build_packing`); they are computed once, forward and backward, and the result is the same. at [B, T] bool,
+        without a cache, none of it on padding: return the hidden states where it is True, [number of True, D].
+        Raises ValueError unless exactly one of input_ids and inputs_embeds is given, on a mask of another shape, and on
+        shared tokens that differ.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if past_key_values is not None and (shared_B is not None or at_BT is not None):
+            raise ValueError("shared and at describe whole sequences; leave them out with past_key_values")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         shape, device = tuple(tokens.shape[:2]), tokens.device
         mask = token_mask_BT = packing = None
         past = 0
         if past_key_values is None:
-            packing = build_packing(attention_mask, position_ids, shape)
+            packing = build_packing(attention_mask, position_ids, shape, shared_B)
+            if packing is not None and packing.prefix_S is not None:
+                _check_shared(tokens, packing)
         else:
             past = past_key_values.get_seq_length()
             mask = build_attention_mask(attention_mask, shape, past, device)
@@ -146,10 +156,20 @@ class PolicyModel(PolicyPreTrainedModel):
             )
             if aux_loss is not None:
                 aux_losses.append(aux_loss)
+        if at_BT is not None:  # the norm is row by row, so the rows that nobody reads may go before it
+            x_BTD = x_BTD[at_BT] if packing is None else packing.pick(x_BTD, at_BT)
         x_BTD = self.norm(x_BTD)
-        if packing is not None:
-            x_BTD = packing.put_back(x_BTD, shape)
+        if packing is not None and at_BT is None:
+            x_BTD = packing.put_back(x_BTD)
         return PolicyModelOutput(x_BTD, past_key_values, torch.stack(aux_losses).sum() if aux_losses else None)
+
+
+def _check_shared(tokens: torch.Tensor, packing: Packing) -> None:
+    """Whether the rows of a run really begin with the same tokens (ids [B, T] or embeddings [B, T, D])."""
+    is_token_BT = packing.number_BT >= 0
+    standing = packing.take(tokens).squeeze(0)[packing.number_BT[is_token_BT]]
+    if not torch.equal(standing, tokens[is_token_BT]):
+        raise ValueError("shared counts tokens that differ from the row above; compare the rows before sharing them")
 
 
 class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
@@ -159,6 +179,8 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    shares_prefixes = True
+    """`hidden_states` takes `shared_B` and `at_BT`, and computes no padding."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__(config)
@@ -208,9 +230,15 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
         attention_mask_BT: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cache=None,
+        shared_B: torch.Tensor | None = None,
+        at_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final normed hidden states [B, T, D], the head not applied; arguments as in `PolicyModel.forward`."""
-        return self.model(input_ids_BT, attention_mask_BT, position_ids, cache).last_hidden_state
+        """Final normed hidden states [B, T, D], or [number of True in at, D]; the head is not applied. Arguments as in
+        `PolicyModel.forward`."""
+        output = self.model(
+            input_ids_BT, attention_mask_BT, position_ids, cache, shared_B=shared_B, at_BT=at_BT
+        )
+        return output.last_hidden_state
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in transformers, but the config names the public architecture, which vLLM and converters look up."""

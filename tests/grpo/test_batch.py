@@ -268,3 +268,28 @@ def test_the_split_and_the_skipped_rows_leave_the_gradient_unchanged(loss_type):
     for whole, split in zip(*gradients, strict=True):
         assert whole.abs().sum() > 0
         torch.testing.assert_close(split, whole)
+
+
+def test_rows_of_a_group_stand_together_and_say_where_the_prompt_repeats():
+    options = {"pad_token_id": PAD, "max_tokens_per_batch": 100, "skip_zero_advantage": False}
+    (batch,), totals = build_batches(sample_groups(), share_prompts=True, **options)
+    assert batch.shared_lengths.tolist() == [0, 3, 3, 0, 1, 1]
+    plain, plain_totals = build_batches(sample_groups(), **options)
+    assert sorted(trained_rows([batch])) == sorted(trained_rows(plain)) and totals == plain_totals
+    for row, shared in enumerate(batch.shared_lengths.tolist()):
+        assert torch.equal(batch.input_ids[row, :shared], batch.input_ids[row - 1, :shared])
+    assert all(batch.shared_lengths is None for batch in plain)
+
+
+def test_the_limit_counts_a_shared_prompt_once_and_goes_on_with_the_group_in_the_next_batch():
+    groups = [group(4, *[(3, 1.0, "stop")] * 5)]
+    batches, _ = build_batches(groups, pad_token_id=PAD, max_tokens_per_batch=10, share_prompts=True)
+    assert [batch.shared_lengths.tolist() for batch in batches] == [[0, 4], [0, 4], [0]]
+    single, _ = build_batches(groups, pad_token_id=PAD, max_tokens_per_batch=1, share_prompts=True)
+    assert [batch.shared_lengths.tolist() for batch in single] == [[0]] * 5
+
+
+def test_equal_prompts_of_two_groups_are_not_taken_for_one():
+    same = group(3, (2, 1.0, "stop"), (2, -1.0, "stop"))
+    (batch,), _ = build_batches([same, same], pad_token_id=PAD, max_tokens_per_batch=100, share_prompts=True)
+    assert batch.shared_lengths.tolist() == [0, 3, 0, 3]

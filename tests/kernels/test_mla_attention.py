@@ -20,10 +20,10 @@ def make_inputs(lengths, sizes, seed=0):
     return [q[..., :N], q[..., N:], kv[..., :N], k_pe[:, :R], kv[..., N:]], bounds
 
 
-def run(op, inputs, bounds, scale=0.3):
+def run(op, inputs, bounds, scale=0.3, prefix=None):
     """The output and the gradients of a fixed function of it."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = op(*leaves, bounds, int(bounds.diff().max()), scale)
+    out = op(*leaves, bounds, int(bounds.diff().max()), scale, prefix)
     weights = torch.linspace(-1, 1, out.numel()).view_as(out)
     return out, *torch.autograd.grad((out * weights).sum(), leaves)
 
@@ -35,6 +35,87 @@ def test_output_and_gradients_equal_the_reference(lengths, sizes):
     inputs, bounds = make_inputs(lengths, sizes)
     for ours, theirs in zip(run(ops.mla_attention, inputs, bounds), run(reference.mla_attention, inputs, bounds)):
         assert torch.allclose(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+# lengths, and the sequence that each has as its prefix
+FAMILIES = {
+    "two groups": ([7, 30, 1, 55, 26, 24, 3], [-1, 0, 0, 0, -1, 4, 4]),
+    "mixed": ([5, 40, 0, 31, 8], [-1, -1, 0, 1, 0]),
+    "empty prefix": ([0, 9, 4], [-1, 0, 0]),
+    "long prefix": ([70, 2, 50], [-1, 0, 0]),
+}
+
+
+def unshared(inputs, bounds, prefix):
+    """The same sequences, each with a copy of its prefix, and where its own tokens are."""
+    bounds, rows, own, lengths = bounds.tolist(), [], [], [0]
+    for b, p in enumerate(prefix.tolist()):
+        before = list(range(bounds[p], bounds[p + 1])) if p >= 0 else []
+        own += [len(rows) + len(before) + i for i in range(bounds[b + 1] - bounds[b])]
+        rows += [*before, *range(bounds[b], bounds[b + 1])]
+        lengths.append(len(before) + bounds[b + 1] - bounds[b])
+    return [x[rows] for x in inputs], torch.tensor(lengths).cumsum(0).int(), own
+
+
+def family_inputs(name, sizes):
+    lengths, prefix = FAMILIES[name]
+    return *make_inputs(lengths, sizes), torch.tensor(prefix, dtype=torch.int32)
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("sizes", HEAD_SIZES.values(), ids=HEAD_SIZES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_shared_prefix_gives_the_reference_s_output_and_gradients(name, sizes):
+    inputs, bounds, prefix = family_inputs(name, sizes)
+    ours = run(ops.mla_attention, inputs, bounds, prefix=prefix)
+    theirs = run(reference.mla_attention, inputs, bounds, prefix=prefix)
+    for mine, reference_now in zip(ours, theirs):
+        assert torch.allclose(mine, reference_now, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_shared_prefix_gives_what_copies_of_it_give(name):
+    inputs, bounds, prefix = family_inputs(name, HEAD_SIZES["embedded base"])
+    copies, copy_bounds, own = unshared(inputs, bounds, prefix)
+    expected = ops.mla_attention(*copies, copy_bounds, 0, 0.3)[own]
+    assert torch.equal(ops.mla_attention(*inputs, bounds, 0, 0.3, prefix), expected)
+    reference_now = reference.mla_attention(*copies, copy_bounds, 0, 0.3)[own]
+    assert torch.allclose(reference.mla_attention(*inputs, bounds, 0, 0.3, prefix), reference_now, atol=2e-6)
+
+
+def test_the_way_round_for_kernels_without_prefixes_gives_the_reference_s_output_and_gradients():
+    inputs, bounds, prefix = family_inputs("mixed", (2, 8, 4, 5))
+
+    def with_copies(*args):
+        return ops._attention_with_copies(reference.mla_attention, args[:5], *args[5:])
+
+    theirs = run(reference.mla_attention, inputs, bounds, prefix=prefix)
+    for mine, reference_now in zip(run(with_copies, inputs, bounds, prefix=prefix), theirs):
+        assert torch.allclose(mine, reference_now, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_shared_gradients_do_not_depend_bitwise_on_the_threads(each_thread_count):
+    inputs, bounds, prefix = family_inputs("two groups", HEAD_SIZES["embedded base"])
+    results = each_thread_count(lambda: run(ops.mla_attention, inputs, bounds, prefix=prefix))
+    for other in results[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(results[0], other))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ([-1, 1], r"prefix_B\[1\]=1: expected -1, or an earlier sequence"),
+        ([-1, -2], r"prefix_B\[1\]=-2"),
+        ([-1, 0, 1], r"prefix_B\[2\]=1: expected -1, or an earlier sequence that has no prefix itself"),
+        ([-1, 0, 0, 0], r"prefix_B is torch.int32 \(4,\): expected int32 \[B\], B="),
+    ],
+)
+def test_bad_prefixes_are_named(prefix, message):
+    inputs, bounds = make_inputs([4, 9, 2][: max(2, min(len(prefix), 3))], (2, 4, 2, 5))
+    with pytest.raises(ValueError, match=message):
+        ops.mla_attention(*inputs, bounds, 9, 0.3, torch.tensor(prefix, dtype=torch.int32))
 
 
 def test_the_reference_equals_scaled_dot_product_attention():
@@ -98,7 +179,8 @@ def test_no_sequences_and_empty_sequences():
 def test_custom_op_contract():
     inputs, bounds = make_inputs([4, 9], (2, 4, 2, 5))
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    torch.library.opcheck(torch.ops.r1lab.mla_attention, (*leaves, bounds, 0.3))
+    prefix = torch.tensor([-1, 0], dtype=torch.int32)
+    torch.library.opcheck(torch.ops.r1lab.mla_attention, (*leaves, bounds, prefix, 0.3))
 
 
 @pytest.mark.parametrize(

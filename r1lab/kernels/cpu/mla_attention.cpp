@@ -1,10 +1,13 @@
 // Causal attention over the expanded heads of MLA, forward and backward (reference/mla_attention.py says what it
 // computes).
 //
-// One task is one head of one sequence: nothing in it depends on the other sequences or on the number of threads. Keys
-// and values are packed into panels once; blocks of queries then pass over the keys they may see, so the scores of a
-// block never leave the cache. The backward computes the probabilities again from the saved log-sum-exp. A key is
-// [nope; rope]: the two parts lie in different tensors and are put side by side here, never in memory outside.
+// One task is one head of one sequence (backward: of a sequence and of all that have it as prefix, in order): nothing in
+// it depends on the other sequences or on the number of threads. Keys and values, a prefix's before a sequence's own,
+// are packed into panels once; blocks of queries then pass over the keys they may see, so the scores of a block never
+// leave the cache. The backward computes the probabilities again from the saved log-sum-exp. A key is [nope; rope]: the
+// two parts lie in different tensors and are put side by side here, never in memory outside.
+#include <vector>
+
 #include "common.h"
 
 namespace r1lab {
@@ -24,6 +27,12 @@ struct Sizes {
     int64_t D() const { return N + R; }  // a query's or key's size
 };
 
+// A sequence: `length` tokens from `first` on, and those it sees before them.
+struct Sequence {
+    int64_t prefix_first, prefix_length, first, length;
+    int64_t num_keys() const { return prefix_length + length; }
+};
+
 // Rows [first, first + rows) of (nope | rope), side by side in out [rows, stride].
 void gather(const Rows& nope, int64_t nope_size, const Rows& rope, int64_t rope_size, int64_t first, int64_t rows,
             int64_t head, float* out, int64_t stride) {
@@ -33,14 +42,33 @@ void gather(const Rows& nope, int64_t nope_size, const Rows& rope, int64_t rope_
     }
 }
 
-// The reverse of gather, into contiguous [T, H, size] tensors.
-void scatter(const Sizes& sizes, const float* rows_of, int64_t stride, int64_t first, int64_t rows, int64_t head,
-             float* nope, float* rope) {
+// The same for a sequence's keys (or values): its prefix's rows, then its own.
+void gather_keys(const Rows& nope, int64_t nope_size, const Rows& rope, int64_t rope_size, const Sequence& s,
+                 int64_t head, float* out, int64_t stride) {
+    gather(nope, nope_size, rope, rope_size, s.prefix_first, s.prefix_length, head, out, stride);
+    gather(nope, nope_size, rope, rope_size, s.first, s.length, head, out + s.prefix_length * stride, stride);
+}
+
+// The reverse of gather, into contiguous [T, H, size] tensors, one for each part of a row.
+void scatter(const float* rows_of, int64_t stride, int64_t first, int64_t rows, int64_t H, int64_t head, float* nope,
+             int64_t nope_size, float* rope, int64_t rope_size) {
     for (int64_t t = 0; t < rows; ++t) {
-        const int64_t token = (first + t) * sizes.H + head;
-        std::copy_n(rows_of + t * stride, sizes.N, nope + token * sizes.N);
-        std::copy_n(rows_of + t * stride + sizes.N, sizes.R, rope + token * sizes.R);
+        const int64_t token = (first + t) * H + head;
+        std::copy_n(rows_of + t * stride, nope_size, nope + token * nope_size);
+        if (rope_size) std::copy_n(rows_of + t * stride + nope_size, rope_size, rope + token * rope_size);
     }
+}
+
+// The reverse of gather_keys: sets a sequence's own rows and adds to its prefix's.
+void scatter_keys(const float* rows_of, int64_t stride, const Sequence& s, int64_t H, int64_t head, float* nope,
+                  int64_t nope_size, float* rope, int64_t rope_size) {
+    for (int64_t t = 0; t < s.prefix_length; ++t) {
+        const int64_t token = (s.prefix_first + t) * H + head;
+        const float* row = rows_of + t * stride;
+        for (int64_t i = 0; i < nope_size; ++i) nope[token * nope_size + i] += row[i];
+        for (int64_t i = 0; i < rope_size; ++i) rope[token * rope_size + i] += row[nope_size + i];
+    }
+    scatter(rows_of + s.prefix_length * stride, stride, s.first, s.length, H, head, nope, nope_size, rope, rope_size);
 }
 
 // Panels hold `packed_depth` rows, of which the first `depth` take part.
@@ -105,8 +133,8 @@ struct HeadScratch {
           queries(BLOCK * query_stride),
           scores(BLOCK * score_stride) {}
 
-    void load_keys(const Sizes& sizes, const Rows& k_nope, const Rows& k_pe, int64_t first, int64_t head) {
-        gather(k_nope, sizes.N, k_pe, sizes.R, first, length, head, keys.get(), query_stride);
+    void load_keys(const Sizes& sizes, const Rows& k_nope, const Rows& k_pe, const Sequence& s, int64_t head) {
+        gather_keys(k_nope, sizes.N, k_pe, sizes.R, s, head, keys.get(), query_stride);
         pack_transposed_panels(keys.get(), query_stride, length, sizes.D(), keys_transposed.get());
     }
 
@@ -124,20 +152,22 @@ struct HeadScratch {
 };
 
 void forward_head(const Sizes& sizes, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope, const Rows& k_pe,
-                  const Rows& v, int64_t first, int64_t length, int64_t head, float scale, float* out, float* lse) {
+                  const Rows& v, const Sequence& s, int64_t head, float scale, float* out, float* lse) {
+    const int64_t length = s.num_keys(), first = s.first;
     HeadScratch scratch(sizes, length);
-    scratch.load_keys(sizes, k_nope, k_pe, first, head);
+    scratch.load_keys(sizes, k_nope, k_pe, s, head);
     const int64_t value_panels = ceil_div(sizes.W, PANEL);
-    Scratch values(value_panels * PANEL * length);
-    pack_panels(v.at(first, head), v.row_stride, length, sizes.W, values.get());
+    Scratch value_rows(length * sizes.W), values(value_panels * PANEL * length);
+    gather_keys(v, sizes.W, v, 0, s, head, value_rows.get(), sizes.W);
+    pack_panels(value_rows.get(), sizes.W, length, sizes.W, values.get());
     float inverse_sum[BLOCK];
-    for (int64_t start = 0; start < length; start += BLOCK) {
-        const int64_t rows = std::min(BLOCK, length - start), num_keys = start + rows;
+    for (int64_t start = 0; start < s.length; start += BLOCK) {
+        const int64_t rows = std::min(BLOCK, s.length - start), seen = s.prefix_length + start, num_keys = seen + rows;
         gather(q_nope, sizes.N, q_pe, sizes.R, first + start, rows, head, scratch.queries.get(), scratch.query_stride);
         scratch.multiply_keys(rows, num_keys, sizes.D());
         for (int64_t i = 0; i < rows; ++i)
             lse[(first + start + i) * sizes.H + head] =
-                softmax_row(scratch.scores.get() + i * scratch.score_stride, start + i + 1,
+                softmax_row(scratch.scores.get() + i * scratch.score_stride, seen + i + 1,
                             round_up(num_keys, PANEL), scale, inverse_sum + i);
         multiply_first_rows(scratch.scores.get(), scratch.score_stride, rows, values.get(), value_panels, length,
                             num_keys, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
@@ -152,27 +182,30 @@ struct Gradients {
 };
 
 void backward_head(const Sizes& sizes, const Rows& grad_out, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope,
-                   const Rows& k_pe, const Rows& v, const float* out, const float* lse, int64_t first, int64_t length,
-                   int64_t head, float scale, const Gradients& gradients) {
+                   const Rows& k_pe, const Rows& v, const float* out, const float* lse, const Sequence& s, int64_t head,
+                   float scale, const Gradients& gradients) {
+    const int64_t length = s.num_keys(), first = s.first;
     HeadScratch scratch(sizes, length);
-    scratch.load_keys(sizes, k_nope, k_pe, first, head);
+    scratch.load_keys(sizes, k_nope, k_pe, s, head);
     const int64_t D = sizes.D(), H = sizes.H, key_width = ceil_div(D, PANEL), value_stride = row_stride(sizes.W);
     Scratch keys(key_width * PANEL * length), values_transposed(scratch.key_panels * PANEL * sizes.W);
     pack_panels(scratch.keys.get(), scratch.query_stride, length, D, keys.get());
-    pack_transposed_panels(v.at(first, head), v.row_stride, length, sizes.W, values_transposed.get());
+    Scratch value_rows(length * sizes.W);
+    gather_keys(v, sizes.W, v, 0, s, head, value_rows.get(), sizes.W);
+    pack_transposed_panels(value_rows.get(), sizes.W, length, sizes.W, values_transposed.get());
     Scratch grad_scores(BLOCK * scratch.score_stride), grad_outs(BLOCK * value_stride);
     Scratch grad_queries(BLOCK * scratch.query_stride);
     Scratch grad_keys(length * scratch.query_stride), grad_values(length * value_stride);
     float delta[BLOCK];
-    for (int64_t start = 0; start < length; start += BLOCK) {
-        const int64_t rows = std::min(BLOCK, length - start), num_keys = start + rows;
+    for (int64_t start = 0; start < s.length; start += BLOCK) {
+        const int64_t rows = std::min(BLOCK, s.length - start), seen = s.prefix_length + start, num_keys = seen + rows;
         float *probs = scratch.scores.get(), *grad = grad_scores.get();
         gather(q_nope, sizes.N, q_pe, sizes.R, first + start, rows, head, scratch.queries.get(), scratch.query_stride);
         gather(grad_out, sizes.W, grad_out, 0, first + start, rows, head, grad_outs.get(), value_stride);
         scratch.multiply_keys(rows, num_keys, D);
         for (int64_t i = 0; i < rows; ++i) {
             const int64_t token = (first + start + i) * H + head;
-            probabilities_row(probs + i * scratch.score_stride, start + i + 1, round_up(num_keys, PANEL), scale,
+            probabilities_row(probs + i * scratch.score_stride, seen + i + 1, round_up(num_keys, PANEL), scale,
                               lse[token]);
             delta[i] = dot(grad_outs.get() + i * value_stride, out + token * sizes.W, sizes.W);
         }
@@ -188,16 +221,33 @@ void backward_head(const Sizes& sizes, const Rows& grad_out, const Rows& q_nope,
                                 store8(grad_queries.get() + i * scratch.query_stride + column, lo);
                                 store8(grad_queries.get() + i * scratch.query_stride + column + 8, hi);
                             });
-        scatter(sizes, grad_queries.get(), scratch.query_stride, first + start, rows, head, gradients.q_nope,
-                gradients.q_pe);
+        scatter(grad_queries.get(), scratch.query_stride, first + start, rows, H, head, gradients.q_nope, sizes.N,
+                gradients.q_pe, sizes.R);
         add_transposed_product(grad, scratch.score_stride, num_keys, scratch.queries.get(), scratch.query_stride, D,
                                rows, grad_keys.get(), scratch.query_stride);
         add_transposed_product(probs, scratch.score_stride, num_keys, grad_outs.get(), value_stride, sizes.W, rows,
                                grad_values.get(), value_stride);
     }
-    scatter(sizes, grad_keys.get(), scratch.query_stride, first, length, head, gradients.k_nope, gradients.k_pe);
-    for (int64_t t = 0; t < length; ++t)
-        std::copy_n(grad_values.get() + t * value_stride, sizes.W, gradients.v + ((first + t) * H + head) * sizes.W);
+    scatter_keys(grad_keys.get(), scratch.query_stride, s, H, head, gradients.k_nope, sizes.N, gradients.k_pe, sizes.R);
+    scatter_keys(grad_values.get(), value_stride, s, H, head, gradients.v, sizes.W, nullptr, 0);
+}
+
+Sequence sequence(const int32_t* cu_seqlens, const int32_t* prefix, int64_t b) {
+    const int64_t p = prefix[b], prefix_first = p < 0 ? 0 : cu_seqlens[p];
+    const int64_t prefix_length = p < 0 ? 0 : cu_seqlens[p + 1] - prefix_first;
+    return {prefix_first, prefix_length, cu_seqlens[b], cu_seqlens[b + 1] - cu_seqlens[b]};
+}
+
+// Each sequence without a prefix, followed by those that have it as theirs.
+std::vector<std::vector<int64_t>> families(const int32_t* prefix, int64_t B) {
+    std::vector<std::vector<int64_t>> found;
+    std::vector<int64_t> family_of(B);
+    for (int64_t b = 0; b < B; ++b) {
+        family_of[b] = prefix[b] < 0 ? static_cast<int64_t>(found.size()) : family_of[prefix[b]];
+        if (prefix[b] < 0) found.emplace_back();
+        found[family_of[b]].push_back(b);
+    }
+    return found;
 }
 
 }  // namespace
@@ -212,33 +262,34 @@ using namespace r1lab;
         k_nope{inputs[2], strides[4], strides[5]}, k_pe{inputs[3], strides[6], strides[7]},                          \
         v{inputs[4], strides[8], strides[9]};
 
+// prefix [B]: the earlier sequence whose tokens come before those of sequence b, -1 for none; ops.py checks it.
 // out [T, H, W], lse [T, H]: log sum exp of each query's scaled scores.
 R1LAB_API void r1lab_mla_attention(const float* const* inputs, const int64_t* strides, const int32_t* cu_seqlens,
-                                   int64_t B, int64_t H, int64_t N, int64_t R, int64_t W, double scale, float* out,
-                                   float* lse, int64_t num_threads) {
+                                   const int32_t* prefix, int64_t B, int64_t H, int64_t N, int64_t R, int64_t W,
+                                   double scale, float* out, float* lse, int64_t num_threads) {
     R1LAB_ATTENTION_INPUTS
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic)
     for (int64_t task = 0; task < B * H; ++task) {
-        const int64_t first = cu_seqlens[task / H], length = cu_seqlens[task / H + 1] - first;
-        forward_head(sizes, q_nope, q_pe, k_nope, k_pe, v, first, length, task % H, static_cast<float>(scale), out, lse);
+        const Sequence s = sequence(cu_seqlens, prefix, task / H);
+        forward_head(sizes, q_nope, q_pe, k_nope, k_pe, v, s, task % H, static_cast<float>(scale), out, lse);
     }
 }
 
 // gradients: of q_nope [T, H, N], q_pe [T, H, R], k_nope [T, H, N], k_pe [T, R], v [T, H, W].
 R1LAB_API void r1lab_mla_attention_backward(const float* grad_out, const float* const* inputs, const int64_t* strides,
-                                            const int32_t* cu_seqlens, int64_t T, int64_t B, int64_t H, int64_t N,
-                                            int64_t R, int64_t W, double scale, const float* out, const float* lse,
-                                            float* const* gradients, int64_t num_threads) {
+                                            const int32_t* cu_seqlens, const int32_t* prefix, int64_t T, int64_t B,
+                                            int64_t H, int64_t N, int64_t R, int64_t W, double scale, const float* out,
+                                            const float* lse, float* const* gradients, int64_t num_threads) {
     R1LAB_ATTENTION_INPUTS
     Scratch grad_k_pe(T * H * R);
     const Gradients grads{gradients[0], gradients[1], gradients[2], grad_k_pe.get(), gradients[4]};
     const Rows grad_rows{grad_out, H * W, W};
+    const std::vector<std::vector<int64_t>> tasks = families(prefix, B);
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic)
-    for (int64_t task = 0; task < B * H; ++task) {
-        const int64_t first = cu_seqlens[task / H], length = cu_seqlens[task / H + 1] - first;
-        backward_head(sizes, grad_rows, q_nope, q_pe, k_nope, k_pe, v, out, lse, first, length, task % H,
-                      static_cast<float>(scale), grads);
-    }
+    for (int64_t task = 0; task < static_cast<int64_t>(tasks.size()) * H; ++task)
+        for (const int64_t b : tasks[task / H])
+            backward_head(sizes, grad_rows, q_nope, q_pe, k_nope, k_pe, v, out, lse, sequence(cu_seqlens, prefix, b),
+                          task % H, static_cast<float>(scale), grads);
     for (int64_t t = 0; t < T; ++t) {
         float* total = gradients[3] + t * R;
         std::copy_n(grads.k_pe + t * H * R, R, total);

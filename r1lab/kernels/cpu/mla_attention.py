@@ -21,20 +21,20 @@ def _arguments(q_nope, q_pe, k_nope, k_pe, v) -> tuple[list[Tensor], tuple]:
 
 @torch.library.custom_op("r1lab::mla_attention", mutates_args=(), device_types="cpu")
 def mla_attention(
-    q_nope: Tensor, q_pe: Tensor, k_nope: Tensor, k_pe: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float
+    q_nope: Tensor, q_pe: Tensor, k_nope: Tensor, k_pe: Tensor, v: Tensor, cu_seqlens: Tensor, prefix: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     _inputs, pointers = _arguments(q_nope, q_pe, k_nope, k_pe, v)
-    cu_seqlens = cu_seqlens.contiguous()
+    cu_seqlens, prefix = cu_seqlens.contiguous(), prefix.contiguous()
     out, lse = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape[:2], dtype=v.dtype)
-    c_function("r1lab_mla_attention", "ppp" + "iiiii" + "dppi")(
-        *pointers, cu_seqlens.data_ptr(), len(cu_seqlens) - 1, *q_nope.shape[1:], q_pe.shape[2], v.shape[2], scale,
+    c_function("r1lab_mla_attention", "pppp" + "iiiii" + "dppi")(
+        *pointers, cu_seqlens.data_ptr(), prefix.data_ptr(), len(cu_seqlens) - 1, *q_nope.shape[1:], q_pe.shape[2], v.shape[2], scale,
         out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 
 
 @mla_attention.register_fake
-def _(q_nope, q_pe, k_nope, k_pe, v, cu_seqlens, scale):
+def _(q_nope, q_pe, k_nope, k_pe, v, cu_seqlens, prefix, scale):
     return v.new_empty(v.shape), v.new_empty(v.shape[:2])
 
 
@@ -47,15 +47,16 @@ def mla_attention_backward(
     k_pe: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
+    prefix: Tensor,
     scale: float,
     out: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs, pointers = _arguments(q_nope, q_pe, k_nope, k_pe, v)
-    grad_out, cu_seqlens = grad_out.contiguous(), cu_seqlens.contiguous()
+    grad_out, cu_seqlens, prefix = grad_out.contiguous(), cu_seqlens.contiguous(), prefix.contiguous()
     gradients = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
-    c_function("r1lab_mla_attention_backward", "pppp" + "iiiiii" + "dpppi")(
-        grad_out.data_ptr(), *pointers, cu_seqlens.data_ptr(), v.shape[0], len(cu_seqlens) - 1, *q_nope.shape[1:],
+    c_function("r1lab_mla_attention_backward", "ppppp" + "iiiiii" + "dpppi")(
+        grad_out.data_ptr(), *pointers, cu_seqlens.data_ptr(), prefix.data_ptr(), v.shape[0], len(cu_seqlens) - 1, *q_nope.shape[1:],
         q_pe.shape[2], v.shape[2], scale, out.data_ptr(), lse.data_ptr(), _pointers(gradients),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -63,7 +64,7 @@ def mla_attention_backward(
 
 
 @mla_attention_backward.register_fake
-def _(grad_out, q_nope, q_pe, k_nope, k_pe, v, cu_seqlens, scale, out, lse):
+def _(grad_out, q_nope, q_pe, k_nope, k_pe, v, cu_seqlens, prefix, scale, out, lse):
     return tuple(x.new_empty(x.shape) for x in (q_nope, q_pe, k_nope, k_pe, v))
 
 
@@ -77,9 +78,9 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_out, _grad_lse):
     if grad_out is None:
-        return (None,) * 7
+        return (None,) * 8
     *inputs, out, lse = ctx.saved_tensors
-    return *torch.ops.r1lab.mla_attention_backward(grad_out, *inputs, ctx.scale, out, lse), None, None
+    return *torch.ops.r1lab.mla_attention_backward(grad_out, *inputs, ctx.scale, out, lse), None, None, None
 
 
 mla_attention.register_autograd(_backward, setup_context=_setup_context)
