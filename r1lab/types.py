@@ -92,8 +92,8 @@ class TrainBatch:
     ref_logps: torch.Tensor | None = None
     """[B, T - 1] float, the reference policy's; None without a KL term."""
     shared_lengths: torch.Tensor | None = None
-    """[B] int64: how many first tokens, a prompt's, a row has in common with the row above it, 0 for none. A policy that
-    can computes them once. None: rows are to be computed apart."""
+    """[B] int64: how many first tokens, its prompt's, a row has in common with the row above it, 0 for none. A policy
+    that can computes them once. None: rows are to be computed apart."""
     rollouts: list[Rollout] = field(default_factory=list)
     """[B], whose rows these are: they keep what the training pass finds."""
 

@@ -235,9 +235,7 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Final normed hidden states [B, T, D], or [number of True in at, D]; the head is not applied. Arguments as in
         `PolicyModel.forward`."""
-        output = self.model(
-            input_ids_BT, attention_mask_BT, position_ids, cache, shared_B=shared_B, at_BT=at_BT
-        )
+        output = self.model(input_ids_BT, attention_mask_BT, position_ids, cache, shared_B=shared_B, at_BT=at_BT)
         return output.last_hidden_state
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:

@@ -110,7 +110,7 @@ def compare(size: str, batch: int, options) -> list[dict]:
     results = interleave(sides, options.rounds)
     rate = {name: result["cpu"] for name, result in results.items()}
     rows = [row(f"rollout vs transformers generate, {size}, B={batch}", rate["ours"], rate["transformers"],
-                MUST.get((size, batch), 0), "tokens/s of CPU", setting=f"{experts} experts, {cache} cache")]  # fmt: skip
+                MUST.get((size, batch), 0), "tokens/s of CPU", setting=f"{experts}, {cache} cache")]  # fmt: skip
     if options.llama is not None:
         rows.append(row(f"rollout vs llama.cpp {options.llama.dtype}, {size}, B={batch}", rate["ours"],
                         rate["llama.cpp"], MUST_LLAMA[size] if batch > 1 else 0, "tokens/s of CPU"))  # fmt: skip

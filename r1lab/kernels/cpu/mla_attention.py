@@ -21,14 +21,21 @@ def _arguments(q_nope, q_pe, k_nope, k_pe, v) -> tuple[list[Tensor], tuple]:
 
 @torch.library.custom_op("r1lab::mla_attention", mutates_args=(), device_types="cpu")
 def mla_attention(
-    q_nope: Tensor, q_pe: Tensor, k_nope: Tensor, k_pe: Tensor, v: Tensor, cu_seqlens: Tensor, prefix: Tensor, scale: float
+    q_nope: Tensor,
+    q_pe: Tensor,
+    k_nope: Tensor,
+    k_pe: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    prefix: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     _inputs, pointers = _arguments(q_nope, q_pe, k_nope, k_pe, v)
     cu_seqlens, prefix = cu_seqlens.contiguous(), prefix.contiguous()
     out, lse = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape[:2], dtype=v.dtype)
     c_function("r1lab_mla_attention", "pppp" + "iiiii" + "dppi")(
-        *pointers, cu_seqlens.data_ptr(), prefix.data_ptr(), len(cu_seqlens) - 1, *q_nope.shape[1:], q_pe.shape[2], v.shape[2], scale,
-        out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+        *pointers, cu_seqlens.data_ptr(), prefix.data_ptr(), len(cu_seqlens) - 1, *q_nope.shape[1:], q_pe.shape[2],
+        v.shape[2], scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 
@@ -56,8 +63,8 @@ def mla_attention_backward(
     grad_out, cu_seqlens, prefix = grad_out.contiguous(), cu_seqlens.contiguous(), prefix.contiguous()
     gradients = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
     c_function("r1lab_mla_attention_backward", "ppppp" + "iiiiii" + "dpppi")(
-        grad_out.data_ptr(), *pointers, cu_seqlens.data_ptr(), prefix.data_ptr(), v.shape[0], len(cu_seqlens) - 1, *q_nope.shape[1:],
-        q_pe.shape[2], v.shape[2], scale, out.data_ptr(), lse.data_ptr(), _pointers(gradients),
+        grad_out.data_ptr(), *pointers, cu_seqlens.data_ptr(), prefix.data_ptr(), v.shape[0], len(cu_seqlens) - 1,
+        *q_nope.shape[1:], q_pe.shape[2], v.shape[2], scale, out.data_ptr(), lse.data_ptr(), _pointers(gradients),
         torch.get_num_threads(),
     )  # fmt: skip
     return tuple(gradients)
