@@ -30,6 +30,7 @@ from r1lab.checkpoint import (
 )
 from r1lab.config import at_least
 from r1lab.grpo.trainer import GRPOTrainer, StepOutput
+from r1lab.profile import profile_step
 from r1lab.trace.curves import plot_curves
 from r1lab.trace.metrics import MetricsLog
 from r1lab.trace.progress import Progress
@@ -37,6 +38,9 @@ from r1lab.trace.recorder import RUN_FORMAT, prompt_text, remove_completions_aft
 from r1lab.trace.reflection import reflection_metrics
 from r1lab.types import RolloutGroup
 from rewards.registry import reward_name
+
+PROFILED_STEP = 2
+"""The first step warms up."""
 
 Evaluate = Callable[..., dict[str, float]]
 """(num_problems, num_samples, ban_reflection=False) -> results of one split."""
@@ -61,6 +65,10 @@ class RunConfig:
     final_num_problems: int = field(default=300, metadata={"help": "Held-out problems a split, for base and final."})
     final_num_samples: int = field(default=8, metadata={"help": "Completions a problem, for base and final."})
     show_sample_steps: int = field(default=5, metadata={"help": "Show the best and the worst completion this often."})
+    profile: bool = field(
+        default=False,
+        metadata={"help": f"Profile step {PROFILED_STEP}: a trace for Perfetto and a table, in output_dir/profile."},
+    )
     trace_groups: int = field(
         default=0,
         metadata={"help": "Record the completions of this many groups a step, spread over the step's; 0 = all."},
@@ -167,7 +175,7 @@ class Run:
             if self.trainer.step_index == 0 and self.evaluators:
                 self._evaluate_fully("base")
             while self.trainer.step_index < max_steps:
-                output = self.trainer.step()
+                output = self._step()
                 self._record(output)
                 self.seconds = time.perf_counter() - started
                 step = self.trainer.step_index
@@ -181,6 +189,15 @@ class Run:
             self.seconds = time.perf_counter() - started
             self._finish()
         return self.results
+
+    def _step(self) -> StepOutput:
+        """One step of the trainer; the profiled one on the main process."""
+        is_due = self.config.profile and self.is_main and self.trainer.step_index == PROFILED_STEP - 1
+        if not is_due:
+            return self.trainer.step()
+        output, _ = profile_step(self.trainer, self.directory / "profile")
+        self.progress.message((self.directory / "profile" / "profile.txt").read_text())
+        return output
 
     def _record(self, output: StepOutput) -> None:
         step = self.trainer.step_index

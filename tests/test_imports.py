@@ -12,7 +12,7 @@ RANKS = [
     {"r1lab.model"},
     {"r1lab.tasks", "r1lab.rollout"},
     {"r1lab.grpo"},
-    {"r1lab.trace", "r1lab.checkpoint"},
+    {"r1lab.trace", "r1lab.checkpoint", "r1lab.profile"},
     {"r1lab.evaluate", "r1lab.loading"},
     {"r1lab.report", "r1lab.run"},
 ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import record_function
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.advantage import group_advantages
@@ -96,12 +97,14 @@ class Collector:
         if not mine:
             return []
         seeds = [[self._seed(position, i) for i in range(self.config.num_generations)] for position, _ in mine]
-        completions = self.sample([prompt.token_ids for _, prompt in mine], seeds)
+        with record_function("r1lab/rollout"):
+            completions = self.sample([prompt.token_ids for _, prompt in mine], seeds)
         groups = [
             RolloutGroup(prompt, [Rollout(completion, self.decode(completion.token_ids)) for completion in group])
             for (_, prompt), group in zip(mine, completions, strict=True)
         ]
-        score_groups(groups, self.reward_funcs, self.config.reward_weights or [1.0] * len(self.reward_funcs))
+        with record_function("r1lab/rewards"):
+            score_groups(groups, self.reward_funcs, self.config.reward_weights or [1.0] * len(self.reward_funcs))
         return groups
 
     def _seed(self, position: int, generation: int) -> int:

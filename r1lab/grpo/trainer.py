@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from torch.profiler import record_function
 from transformers import get_scheduler
 
 from r1lab.config import GRPOConfig
@@ -116,10 +117,12 @@ class GRPOTrainer:
         """
         start = time.perf_counter()
         self.policy.eval()
-        collection = self.collector.collect()
+        with record_function("r1lab/rollout and rewards"):
+            collection = self.collector.collect()
         sampled = time.perf_counter()
         metrics = self._rollout_metrics(collection.fresh)
-        metrics |= self.updater.update(collection.trained)
+        with record_function("r1lab/update"):
+            metrics |= self.updater.update(collection.trained)
         self.step_index += 1
         self._count_skipped(metrics["skipped_updates"])
         self._sync_ref_model()

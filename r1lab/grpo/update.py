@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from torch.profiler import record_function
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
@@ -50,10 +51,12 @@ class PolicyUpdater:
         Returns metrics over all processes. An update whose loss or gradient is not finite on any process is skipped
         on all of them and counted in `skipped_updates`.
         """
-        minibatches = [self._build(part) for part in _split(groups, self.config.steps_per_generation)]
+        with record_function("r1lab/batches"):
+            minibatches = [self._build(part) for part in _split(groups, self.config.steps_per_generation)]
         num_updates = self.config.num_iterations * len(minibatches)
-        for minibatch in minibatches:
-            self._add_logps(minibatch, needs_old=num_updates > 1)
+        with record_function("r1lab/old and ref logps"):
+            for minibatch in minibatches:
+                self._add_logps(minibatch, needs_old=num_updates > 1)
         results = [
             self._update_once(minibatch, is_first=iteration == 0 and index == 0)
             for iteration in range(self.config.num_iterations)
@@ -110,9 +113,11 @@ class PolicyUpdater:
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                logps, entropy = completion_logps(self.model, batch, self.config.temperature)
-                output = self._loss(batch, logps, entropy, minibatch.totals)
-                self.accelerator.backward(output.loss)
+                with record_function("r1lab/forward"):
+                    logps, entropy = completion_logps(self.model, batch, self.config.temperature)
+                    output = self._loss(batch, logps, entropy, minibatch.totals)
+                with record_function("r1lab/backward"):
+                    self.accelerator.backward(output.loss)
             if batch.old_logps is None:
                 _keep_on_rollouts(batch, logps, entropy)
             outputs.append(output)
@@ -121,8 +126,10 @@ class PolicyUpdater:
         metrics = self._gather_metrics(batches, outputs)
         metrics |= self._sampling_difference(differences) if is_first else {}
         # Before the step, so that every row's load is that of the same weights.
-        self._count_load(minibatch.skipped)
-        metrics |= self._step(is_finite=math.isfinite(metrics["loss"]))
+        with record_function("r1lab/experts' load of idle rows"):
+            self._count_load(minibatch.skipped)
+        with record_function("r1lab/optimizer"):
+            metrics |= self._step(is_finite=math.isfinite(metrics["loss"]))
         speed = 0.0 if metrics["skipped_updates"] else self.config.routing_bias_speed
         return metrics | update_routing_bias(self.policy, speed)
 

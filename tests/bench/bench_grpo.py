@@ -8,7 +8,7 @@
 completions from the base are about a third of the limit long. Each trainer samples for itself, so the tokens differ and
 their number is printed. TRL runs transformers' model with the same weights, no gradient checkpointing, dropout or
 logging; `--micro_batch` is its per_device_train_batch_size. time: CPU seconds a step, rounds interleaved through a
-callback of TRL's. memory: peak resident memory of a process that makes two steps, one process a side. cores: our step
+callback of TRL's. memory: peak resident memory of a process that makes one step, a process a side. cores: our step
 on two threads and on one, wall seconds, which need a quiet machine.
 """
 
@@ -116,7 +116,8 @@ def build_trl(model, lengths: str, micro_batch: int, steps: int, clock: Clock, s
 
 
 def mean_length(trainer: TRLTrainer) -> float:
-    values = trainer._metrics["train"]["completions/mean_length"]
+    name = "completions/mean_length"
+    values = [float(entry[name]) for entry in trainer.state.log_history if name in entry]
     return sum(values) / len(values)
 
 
@@ -131,26 +132,27 @@ def compare_time(lengths: str, options) -> list[dict]:
         print(f"  {lengths} round {len(mine) - 1}: ours {mine[-1]}, TRL {clock.seconds[-1]}", flush=True)
 
     clock = Clock(between)
-    trainer = build_trl(theirs, lengths, options.micro_batch, options.rounds + 1, clock)
+    warm_up = int(options.rounds > 1)  # half a minute of work hardly has a beginning
+    trainer = build_trl(theirs, lengths, options.micro_batch, options.rounds + warm_up, clock)
     trainer.train()
-    print(f"  mean length: ours {median(each['length'] for each in mine[1:]):.1f}, TRL {mean_length(trainer):.1f}")
-    seconds = [median(each["cpu"] for each in rounds[1:]) for rounds in (mine, clock.seconds)]
+    own_length = median(each["length"] for each in mine[warm_up:])
+    print(f"  mean length: ours {own_length:.1f}, TRL {mean_length(trainer):.1f}", flush=True)
+    seconds = [median(each["cpu"] for each in rounds[warm_up:]) for rounds in (mine, clock.seconds)]
     name = f"GRPO step vs TRL, tiny, {PROMPTS} x {GROUP}, {lengths} lengths, limit {LIMIT}"
     return [row(name, *seconds, MUST_TIME[lengths], "CPU seconds a step", is_less_better=True,
                 setting=f"TRL micro-batch {options.micro_batch}, {options.experts} experts")]  # fmt: skip
 
 
 def peak_memory(side: str, micro_batch: int) -> dict[str, float]:
-    """MB of this process, before and at the peak of two steps."""
+    """MB of this process, before and at the peak of a step."""
     ours, theirs = load_pair()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if side == "ours":
         del theirs
-        step = OurStep(ours, "fixed")
-        step(), step()
+        OurStep(ours, "fixed")()
     else:
         del ours
-        build_trl(theirs, "fixed", micro_batch, 2, Clock()).train()
+        build_trl(theirs, "fixed", micro_batch, 1, Clock()).train()
     return {"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -199,7 +201,8 @@ def main():
     if options.side:
         print(json.dumps(peak_memory(options.side, options.micro_batch)))
     elif options.what == "time":
-        report([each for lengths in options.lengths for each in compare_time(lengths, options)], options.write)
+        for lengths in options.lengths:
+            report(compare_time(lengths, options), options.write)
     else:
         report((compare_memory if options.what == "memory" else compare_cores)(options), options.write)
 

@@ -138,8 +138,8 @@ def main():
     options.llama = None
     if options.llama_python:
         options.llama = LlamaPeer(options.llama_python, options.pair[0], options.llama_dtype)
-    rows = [each for batch in options.batch for each in compare(options.size, batch, options)]
-    report(rows, options.write)
+    for batch in options.batch:
+        report(compare(options.size, batch, options), options.write)
 
 
 if __name__ == "__main__":

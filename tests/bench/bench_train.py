@@ -13,7 +13,7 @@ import argparse
 import random
 
 import torch
-from models import EXPERTS, load_pair, random_prompts
+from models import load_pair, random_prompts
 from sides import add_options, interleave, pin, report, row, timed
 
 from r1lab.grpo import policy_loss
@@ -23,6 +23,8 @@ from r1lab.types import Completion, Prompt, Rollout, RolloutGroup
 
 LENGTHS = {"equal": (32, (96, 96)), "ragged": (16, (10, 130))}
 """Prompt, then shortest and longest completion."""
+EXPERTS = ("eager", "grouped_mm")
+"""transformers' ways to compute experts, without "batched_mm", which copies the weights for every token."""
 MUST = 1.5
 
 
@@ -108,7 +110,8 @@ def main():
     options = parser.parse_args()
     pin(options.core)
     torch.set_num_threads(1)
-    report([each for lengths in options.lengths for each in compare(options.size, lengths, options)], options.write)
+    for lengths in options.lengths:
+        report(compare(options.size, lengths, options), options.write)
 
 
 if __name__ == "__main__":
