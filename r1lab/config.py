@@ -64,7 +64,11 @@ class GRPOConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clip; 0 = off."})
     max_steps: int = field(default=100, metadata={"help": "Generate-and-update steps."})
     max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Tokens of a micro-batch, padding included; bounds memory, not the update."}
+        default=4096,
+        metadata={
+            "help": "Tokens computed in a micro-batch; bounds memory, not the update. Padding counts where the "
+            "policy computes it, a prompt once where it is shared."
+        },
     )
     max_skipped_steps: int = field(
         default=5, metadata={"help": "Stop after this many steps in a row with a loss or gradient that is not finite."}

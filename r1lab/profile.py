@@ -24,7 +24,7 @@ from r1lab.types import RolloutGroup
 RANGE = "r1lab/"
 MATMUL = 1024
 MIN_SHARE = 0.005
-"""Ops below this share of the step are added up in one row."""
+"""PyTorch's ops below this share of the step are added up in one row of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,15 @@ def print_profile(result: StepProfile, console: Console) -> None:
     peak = f"peak {result.peak_flops / 1e9:.1f} GFLOP/s (torch.mm, {MATMUL} cubed)"
     stages = _table(f"one step, {result.seconds:.2f} s; {peak}", result.stages, result)
     console.print(stages)
-    console.print(_table("by op, its own time", result.ops, result))
+    console.print(_table("by op, its own time", _fold(result), result))
+
+
+def _fold(result: StepProfile) -> list[Cost]:
+    """The ops that matter and ours, the others as one row."""
+    is_shown = [op.seconds >= MIN_SHARE * result.seconds or op.name.startswith("r1lab::") for op in result.ops]
+    rest = [op for op, shown in zip(result.ops, is_shown) if not shown]
+    others = Cost(f"{len(rest)} others", sum(op.calls for op in rest), sum(op.seconds for op in rest))
+    return [op for op, shown in zip(result.ops, is_shown) if shown] + [others]
 
 
 def _table(title: str, rows: Sequence[Cost], result: StepProfile) -> Table:
@@ -157,12 +165,8 @@ def _ops(profiler: profile, known: dict[str, float]) -> list[Cost]:
             calls[name] = calls.get(name, 0) + event.count
             flops[name] = flops.get(name, 0.0) + event.count * _flops_of_call(event.key, event.input_shapes or [])
     flops |= {name: value for name, value in known.items() if name in seconds}
-    total = sum(seconds.values())
     names = sorted(seconds, key=seconds.get, reverse=True)
-    shown = [name for name in names if seconds[name] >= MIN_SHARE * total]
-    rows = [Cost(name, calls.get(name, 0), seconds[name], flops.get(name) or None) for name in shown]
-    rest = [name for name in names if name not in shown]
-    return rows + [Cost(f"{len(rest)} others", sum(calls.get(n, 0) for n in rest), sum(seconds[n] for n in rest))]
+    return [Cost(name, calls.get(name, 0), seconds[name], flops.get(name) or None) for name in names]
 
 
 def _op_name(key: str) -> str:

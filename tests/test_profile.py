@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent / "grpo"))
 from grpo_cases import are_equal, make_policy, make_trainer, weights_of  # noqa: E402
 
 from r1lab.profile import _pairs, profile_step  # noqa: E402
+from r1lab.run import Run, RunConfig  # noqa: E402
 from r1lab.types import Completion, Prompt, Rollout, RolloutGroup  # noqa: E402
 
 STAGES = ["rollout and rewards", "rollout", "rewards", "update", "batches", "forward", "backward", "optimizer"]
@@ -51,7 +52,7 @@ def test_operations_of_our_kernels_are_those_of_the_step(profiled):
     assert forward.flops == pytest.approx(expected)
     assert ops["r1lab::moe_experts_backward"].flops == pytest.approx(2 * expected)
     assert sum(op.seconds for op in result.ops) <= 1.05 * result.seconds
-    assert [op.seconds for op in result.ops[:-1]] == sorted((op.seconds for op in result.ops[:-1]), reverse=True)
+    assert [op.seconds for op in result.ops] == sorted((op.seconds for op in result.ops), reverse=True)
 
 
 def test_it_leaves_a_trace_and_both_tables(profiled):
@@ -70,3 +71,18 @@ def test_pairs_count_a_prompt_once_a_pass():
     group = RolloutGroup(Prompt("", [2, 3, 4]), [rollout(2, 1.0), rollout(4, -1.0), rollout(1, 0.0)])
     trained = 6 + (2 * 3 + 3) + (4 * 3 + 10)
     assert _pairs([group], False) == (trained + 6 + (3 + 1), trained)
+
+
+def test_a_run_profiles_its_second_step_and_goes_on(tmp_path, monkeypatch):
+    profiled_at = []
+
+    def record(trainer, directory):
+        profiled_at.append(trainer.step_index + 1)
+        return profile_step(trainer, directory)
+
+    monkeypatch.setattr("r1lab.run.profile_step", record)
+    trainer = make_trainer(make_policy(), max_steps=3)
+    config = RunConfig(output_dir=str(tmp_path), profile=True, eval_steps=0)
+    Run(trainer, config, trainer.accelerator, None, {}, {"seed": 0}).train()
+    assert profiled_at == [2] and trainer.step_index == 3
+    assert (tmp_path / "profile" / "trace.json").exists() and (tmp_path / "profile" / "profile.txt").exists()

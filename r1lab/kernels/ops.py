@@ -66,18 +66,18 @@ def _attention_with_copies(
     attention, tensors: tuple[Tensor, ...], cu_seqlens_B1: Tensor, max_seqlen: int, scale: float, prefix_B: Tensor
 ) -> Tensor:
     """A kernel that knows no prefixes, on sequences each of which holds a copy of its own; exact, gradients too."""
-    bounds, source, own = cu_seqlens_B1.tolist(), [], []
-    lengths = [0]
-    for start, end, prefix in zip(bounds[:-1], bounds[1:], prefix_B.tolist(), strict=True):
-        before = range(bounds[prefix], bounds[prefix + 1]) if prefix >= 0 else range(0)
-        own += range(len(source) + len(before), len(source) + len(before) + end - start)
-        source += [*before, *range(start, end)]
-        lengths.append(len(before) + end - start)
-    device = cu_seqlens_B1.device
-    source_S, own_T = torch.tensor(source, device=device), torch.tensor(own, device=device)
-    cu_seqlens = torch.tensor(lengths, device=device).cumsum(0).int()
-    out = attention(*(x.index_select(0, source_S) for x in tensors), cu_seqlens, max_seqlen, scale)
-    return out.index_select(0, own_T)
+    starts_B, lengths_B = cu_seqlens_B1[:-1].long(), cu_seqlens_B1.diff().long()
+    parent_B = prefix_B.clamp(min=0).long()
+    before_B = lengths_B[parent_B] * (prefix_B >= 0)
+    cu_seqlens = torch.cat([cu_seqlens_B1[:1].long(), (before_B + lengths_B).cumsum(0)])
+    sequence_S = torch.repeat_interleave(torch.arange(len(starts_B), device=starts_B.device), before_B + lengths_B)
+    place_S = torch.arange(len(sequence_S), device=starts_B.device) - cu_seqlens[sequence_S]
+    own_place_S = place_S - before_B[sequence_S]
+    source_S = torch.where(
+        own_place_S < 0, starts_B[parent_B][sequence_S] + place_S, starts_B[sequence_S] + own_place_S
+    )
+    copies = (x.index_select(0, source_S) for x in tensors)
+    return attention(*copies, cu_seqlens.int(), max_seqlen, scale)[~is_copy_S]
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
