@@ -73,9 +73,9 @@ def _attention_with_copies(
     sequence_S = torch.repeat_interleave(torch.arange(len(starts_B), device=starts_B.device), before_B + lengths_B)
     place_S = torch.arange(len(sequence_S), device=starts_B.device) - cu_seqlens[sequence_S]
     own_place_S = place_S - before_B[sequence_S]
-    source_S = torch.where(
-        own_place_S < 0, starts_B[parent_B][sequence_S] + place_S, starts_B[sequence_S] + own_place_S
-    )
+    is_copy_S = own_place_S < 0
+    first_S = torch.where(is_copy_S, starts_B[parent_B][sequence_S], starts_B[sequence_S])
+    source_S = first_S + torch.where(is_copy_S, place_S, own_place_S)
     copies = (x.index_select(0, source_S) for x in tensors)
     return attention(*copies, cu_seqlens.int(), max_seqlen, scale)[~is_copy_S]
 
