@@ -46,13 +46,17 @@ def test_operations_of_our_kernels_are_those_of_the_step(profiled):
     trainer, output, result, _ = profiled
     ops = {op.name: op for op in result.ops}
     config = trainer.policy.config
-    tokens = sum(len(r.completion.token_ids) for g in output.groups for r in g.rollouts)
-    # A prompt is read once by the rows that train, and once by those that only count for the load.
-    tokens += sum(len(g.prompt.token_ids) * len({r.advantage != 0 for r in g.rollouts}) for g in output.groups)
-    forward = ops["r1lab::moe_experts"]
-    expected = 6.0 * tokens * config.num_experts_per_tok * config.hidden_size * config.moe_intermediate_size
-    assert forward.flops == pytest.approx(expected)
-    assert ops["r1lab::moe_experts_backward"].flops == pytest.approx(2 * expected)
+
+    def num_tokens(trains):
+        """Of the rows that train, or of those that only count for the load; either reads a group's prompt once."""
+        chosen = [(g, [r for r in g.rollouts if (r.advantage != 0) == trains]) for g in output.groups]
+        prompts = sum(len(g.prompt.token_ids) for g, rows in chosen if rows)
+        return prompts + sum(len(r.completion.token_ids) for _, rows in chosen for r in rows)
+
+    per_token = 6.0 * config.num_experts_per_tok * config.hidden_size * config.moe_intermediate_size
+    trained, idle = num_tokens(True), num_tokens(False)
+    assert ops["r1lab::moe_experts"].flops == pytest.approx(per_token * (trained + idle))
+    assert ops["r1lab::moe_experts_backward"].flops == pytest.approx(2 * per_token * trained)
     assert sum(op.seconds for op in result.ops) <= 1.05 * result.seconds
     assert [op.seconds for op in result.ops] == sorted((op.seconds for op in result.ops), reverse=True)
 
