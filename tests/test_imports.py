@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RANKS = [
     {"rewards", "r1lab.kernels"},
     {"r1lab.types", "r1lab.config"},
-    {"r1lab.model"},
-    {"r1lab.tasks", "r1lab.rollout"},
+    {"r1lab.model", "r1lab.parallel"},
+    {"r1lab.tasks", "r1lab.rollout", "r1lab.plan"},
     {"r1lab.grpo"},
     {"r1lab.trace", "r1lab.checkpoint", "r1lab.profile"},
     {"r1lab.evaluate", "r1lab.loading"},
