@@ -1,9 +1,9 @@
 """Draws pipeline schedules above one another on one time axis, with their bubbles:
 
-    python -m r1lab.parallel.draw schedules.png --pp 8 --micro-batches 20
+    python -m r1lab.parallel.draw schedules.png --pp 8 --num_micro_batches 20
 
-A cell is a slot, numbered by its micro-batch; DualPipe's second direction (the V's way back up) is dotted. A cell of two
-colours is a forward and a backward that run at once. White is bubble.
+A cell is a slot, numbered by its micro-batch; DualPipe's second direction (the V's way back up) is dotted. A cell of
+two colours is a forward and a backward that run at once. White is bubble.
 """
 
 import argparse
@@ -93,11 +93,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("path", help="the picture to write (png, svg or pdf)")
     parser.add_argument("--schedules", nargs="+", default=["1f1b", "zb1p", "dualpipe"], choices=SCHEDULES)
     parser.add_argument("--pp", type=int, default=8, help="devices of the pipeline")
-    parser.add_argument("--micro-batches", type=int, default=20, help="micro-batches of the step, both directions")
+    parser.add_argument("--num_micro_batches", type=int, default=20, help="micro-batches of the step, both directions")
     parser.add_argument("--times", type=float, nargs=4, default=(1.0, 2.0, 1.0, 2.6), metavar=("F", "B", "W", "F&B"))
     args = parser.parse_args(argv)
     try:
-        timelines = [simulate(name, args.pp, args.micro_batches, Durations(*args.times)) for name in args.schedules]
+        timelines = [simulate(name, args.pp, args.num_micro_batches, Durations(*args.times)) for name in args.schedules]
     except ValueError as error:
         parser.error(str(error))
     print(draw_timelines(timelines, args.path))

@@ -61,6 +61,8 @@ def format_value(value: float, unit: str) -> str:
     if unit in ("", "h", "tokens", "tokens/s", "parameters") and prefix in ("G", "T"):
         prefix = {"G": "B", "T": "T"}[prefix]
     number = f"{value / scale:.2f}" if prefix else f"{value:.4g}"
-    return f"{number} {prefix}{unit}".strip() if unit.startswith(("B", "FLOP")) else f"{number} {prefix} {unit}".replace(
-        "  ", " "
-    ).strip()
+    return (
+        f"{number} {prefix}{unit}".strip()
+        if unit.startswith(("B", "FLOP"))
+        else f"{number} {prefix} {unit}".replace("  ", " ").strip()
+    )

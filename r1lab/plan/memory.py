@@ -107,7 +107,14 @@ def activation_bytes(shape: ModelShape, precision: Precision, recompute: str, is
     # Both residual sums are kept: the norms read them again.
     formula = f"2 * hidden * other + {attention} + {mlp}"
     return compute(
-        name, "B/token", formula, hidden=shape.hidden_size, input=precision.input, other=precision.other, **inputs, **more
+        name,
+        "B/token",
+        formula,
+        hidden=shape.hidden_size,
+        input=precision.input,
+        other=precision.other,
+        **inputs,
+        **more,
     )
 
 
@@ -218,5 +225,7 @@ def _device_figures(
     if num_stages(parallel.schedule, parallel.pp) - 1 in stages_of_device(parallel.schedule, parallel.pp, kept.device):
         figures.append(compute("logits", "B", "micro_batch_tokens * vocab * 4", micro_batch_tokens=micro_batch_tokens,
                                vocab=shape.vocab_size))  # fmt: skip
-    figures.append(compute("device_memory", "B", " + ".join(f.name for f in figures), **{f.name: f.value for f in figures}))
+    figures.append(
+        compute("device_memory", "B", " + ".join(f.name for f in figures), **{f.name: f.value for f in figures})
+    )
     return [dense] * bool(shape.num_dense_layers) + [moe] * bool(shape.num_experts) + figures

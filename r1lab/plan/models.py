@@ -20,7 +20,9 @@ _V3 = {
 }  # fmt: skip
 
 
-def _gqa(kind: str, vocab: int, hidden: int, inner: int, layers: int, heads: int, kv: int, **more: Any) -> dict[str, Any]:
+def _gqa(
+    kind: str, vocab: int, hidden: int, inner: int, layers: int, heads: int, kv: int, **more: Any
+) -> dict[str, Any]:
     return {
         "model_type": kind, "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, **more,
@@ -37,7 +39,16 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "qwen2.5-72b": _gqa("qwen2", 152064, 8192, 29568, 80, 64, 8),
     "qwen3-8b": _gqa("qwen3", 151936, 4096, 12288, 36, 32, 8, head_dim=128),
     "qwen3-30b-a3b": _gqa(
-        "qwen3_moe", 151936, 2048, 6144, 48, 32, 4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        "qwen3_moe",
+        151936,
+        2048,
+        6144,
+        48,
+        32,
+        4,
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
         moe_intermediate_size=768,
     ),  # fmt: skip
     "llama-3.1-8b": _gqa("llama", 128256, 4096, 14336, 32, 32, 8),

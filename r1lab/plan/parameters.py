@@ -186,15 +186,22 @@ def flops_section(shape: ModelShape, sequence_length: int, with_mtp: bool = Fals
     if with_mtp and shape.num_mtp_layers:
         # A module is one more layer, the projection of two hidden sizes into one, and the head once more.
         counts = count_parameters(shape)
-        layer = _attention_weights(shape, counts) + counts.router + 3 * shape.hidden_size * shape.moe_intermediate_size * (
-            shape.num_shared_experts + shape.num_experts_per_tok
+        layer = (
+            _attention_weights(shape, counts)
+            + counts.router
+            + 3
+            * shape.hidden_size
+            * shape.moe_intermediate_size
+            * (shape.num_shared_experts + shape.num_experts_per_tok)
         )
         inputs |= {"mtp_layers": shape.num_mtp_layers, "layers": shape.num_hidden_layers,
                    "mtp_weights": layer + 2 * shape.hidden_size**2 + shape.vocab_size * shape.hidden_size}  # fmt: skip
         formula += " + mtp_layers * (2 * mtp_weights + attention / layers)"
     forward = compute("forward_flops", "FLOP/token", formula, **inputs)
     backward = compute("backward_flops", "FLOP/token", "2 * forward", forward=forward.value)
-    training = compute("training_flops", "FLOP/token", "forward + backward", forward=forward.value, backward=backward.value)
+    training = compute(
+        "training_flops", "FLOP/token", "forward + backward", forward=forward.value, backward=backward.value
+    )
     lengths = sorted({4096, 32768, 131072} - {sequence_length})
     share = compute("attention_share", "%", "attention / forward", attention=attention.value, forward=forward.value)
     figures = [weights, attention, forward, backward, training, share]
