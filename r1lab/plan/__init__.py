@@ -9,13 +9,14 @@
 MODEL is a name of the built-in list, `embedded` (the base in data/base), a directory or a config.json of DeepSeek-V3,
 Llama, Qwen2, Qwen3 or Qwen3-MoE. Only the config is read: no weights, no torch, no network.
 
-Each figure is computed from the formula that `--explain` shows (`figures.py`), one file a subject: `parameters.py`
-(counts, cache, FLOPs), `memory.py`, `communication.py`, `training.py` (bubble, throughput, cost), `rollouts.py` (`--rl`),
-`cluster.py` (devices and the layouts that are refused). The formulas reproduce what DeepSeek published of V3, and count
-what transformers' and our own models really hold and compute (`tests/plan`).
+Each figure is computed from the formula that `--explain` shows (`figures.py`). One file a subject: `parameters.py`
+(counts, cache, FLOPs), `memory.py`, `communication.py`, `training.py` (bubble, throughput, cost), `rollouts.py`
+(`--rl`), `cluster.py` (devices, and the layouts that are refused). The formulas reproduce what DeepSeek published of
+V3, and count what transformers' and our own models really hold and compute (`tests/plan`).
 
-What is a count is exact. What is a time rests on stated efficiencies (`--efficiency`, `--bandwidth_efficiency`), on equal
-stages and an even load of the experts: it says what a layout can reach, not what it will. Bytes are decimal (1 GB = 1e9).
+What is a count is exact. What is a time rests on stated efficiencies (`--efficiency`, `--bandwidth_efficiency`), on
+equal stages and an even load of the experts: it says what a layout can reach, not what it will. The time to launch a
+kernel is not in it, so models of a few million parameters look faster than they are. Bytes are decimal (1 GB = 1e9).
 """
 
 from r1lab.plan.cluster import GPUS, Cluster, Gpu, Parallel, find_gpu

@@ -104,7 +104,7 @@ def check_parallel(shape: ModelShape, cluster: Cluster, parallel: Parallel) -> N
     if parallel.zero not in (0, 1, 2, 3):
         raise ValueError(f"zero={parallel.zero}: use 0, 1, 2 or 3")
     _check_world(cluster, parallel)
-    _check_experts(shape, parallel)
+    _check_experts(shape, parallel, cluster.gpus_per_node)
     # The micro-batches are checked with the batch; the least that DualPipe takes passes here.
     check_sizes(parallel.schedule, parallel.pp, 2 * parallel.pp)
     stages = num_stages(parallel.schedule, parallel.pp)
@@ -135,13 +135,17 @@ def _check_world(cluster: Cluster, parallel: Parallel) -> None:
     )
 
 
-def _check_experts(shape: ModelShape, parallel: Parallel) -> None:
+def _check_experts(shape: ModelShape, parallel: Parallel, gpus_per_node: int) -> None:
     if parallel.ep > 1 and not shape.num_experts:
         raise ValueError(f"ep={parallel.ep}: {shape.name} has no experts; use ep=1")
     if shape.num_experts % parallel.ep:
         raise ValueError(
             f"ep={parallel.ep} does not divide the {shape.num_experts} experts of {shape.name}; "
             f"use ep={_divisor_below(shape.num_experts, parallel.ep)}"
+        )
+    if parallel.ep > gpus_per_node and parallel.ep % gpus_per_node:
+        raise ValueError(
+            f"ep={parallel.ep} leaves a node of {gpus_per_node} GPUs half used; use a multiple of {gpus_per_node}"
         )
     if parallel.dp % parallel.ep:
         raise ValueError(

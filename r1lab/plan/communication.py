@@ -12,7 +12,7 @@ evenly from these, without replacement.
 from math import comb
 
 from r1lab.plan.cluster import Cluster, Parallel
-from r1lab.plan.figures import Figure, Section, compute
+from r1lab.plan.figures import Figure, Section, compute, find_value
 from r1lab.plan.models import ModelShape
 from r1lab.plan.parameters import flops_section
 
@@ -98,12 +98,12 @@ def communication_section(
         compute("nvlink_bytes_forward", "B/token", "devices * (1 - 1 / gpus_per_node) * (dispatch + combine)",
                 devices=devices, gpus_per_node=min(parallel.ep, cluster.gpus_per_node), **both)
     )  # fmt: skip
-    wire = figures[-3] if nodes > 1 else figures[-1]
+    wire = find_value(figures, "network_bytes_forward" if nodes > 1 else "nvlink_bytes_forward")
     bandwidth = cluster.gpu.network_bandwidth if nodes > 1 else cluster.gpu.nvlink_bandwidth
-    forward = next(f for f in flops_section(shape, sequence_length).figures if f.name == "forward_flops")
+    forward = find_value(flops_section(shape, sequence_length).figures, "forward_flops")
     figures += [
-        compute("exchange_time", "s", "bytes / bandwidth", bytes=wire.value, bandwidth=bandwidth),
-        compute("arithmetic_time", "s", "forward / layers / (peak * efficiency)", forward=forward.value,
+        compute("exchange_time", "s", "bytes / bandwidth", bytes=wire, bandwidth=bandwidth),
+        compute("arithmetic_time", "s", "forward / layers / (peak * efficiency)", forward=forward,
                 layers=shape.num_hidden_layers, peak=cluster.gpu.bf16_flops, efficiency=efficiency),
     ]  # fmt: skip
     notes.append("exchange_time and arithmetic_time: per layer and token, forward; overlapped, the longer one counts.")

@@ -1,6 +1,7 @@
 """A figure of a plan: its value is computed from the very formula that is shown, so the two cannot drift apart."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 FUNCTIONS = {"min": min, "max": max, "ceil": math.ceil, "floor": math.floor}
@@ -40,8 +41,17 @@ def compute(name: str, unit: str, formula: str, **inputs: float) -> Figure:
         formula: arithmetic over the inputs' names; `min`, `max`, `ceil` and `floor` are known. It is a constant of this
             package, never user input.
     """
-    value = eval(formula, {"__builtins__": {}}, {**FUNCTIONS, **inputs})  # noqa: S307
+    value = eval(formula, {"__builtins__": {}}, {**FUNCTIONS, **inputs})
     return Figure(name, value, unit, formula, inputs)
+
+
+def find_value(figures: Iterable[Figure], name: str) -> float:
+    """The value of the figure called `name`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {figure.name: figure.value for figure in figures}[name]
 
 
 def format_value(value: float, unit: str) -> str:
@@ -53,16 +63,10 @@ def format_value(value: float, unit: str) -> str:
         return f"{value / scale:.4g} {prefix}s"
     if unit == "$":
         return f"$ {value:,.0f}" if abs(value) >= 100 else f"$ {value:.2f}"
-    prefix, scale = "", 1.0
-    for candidate, size in (("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15)):
-        # Small counts of whole things (layers, devices) and seconds stay as they are.
-        if abs(value) >= size and unit not in ("s", "devices"):
-            prefix, scale = candidate, size
-    if unit in ("", "h", "tokens", "tokens/s", "parameters") and prefix in ("G", "T"):
-        prefix = {"G": "B", "T": "T"}[prefix]
+    # Seconds and small whole things stay as they are; large counts are in billions, everything else in G.
+    steps = () if unit in ("s", "devices", "nodes") else ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+    scale, prefix = next((step for step in steps if abs(value) >= step[0]), (1.0, ""))
+    is_measure = unit.startswith(("B", "FLOP"))
+    prefix = "B" if prefix == "G" and not is_measure else prefix
     number = f"{value / scale:.2f}" if prefix else f"{value:.4g}"
-    return (
-        f"{number} {prefix}{unit}".strip()
-        if unit.startswith(("B", "FLOP"))
-        else f"{number} {prefix} {unit}".replace("  ", " ").strip()
-    )
+    return " ".join(filter(None, [number, prefix + unit] if is_measure else [number, prefix, unit]))

@@ -1,7 +1,7 @@
 """Memory of the fullest device: weights, gradients, optimizer states, activations, logits.
 
-Weights are cut by layer into pipeline stages (the first has the embedding, the last the head and the MTP modules), and a
-layer's experts over the ep devices. DualPipe keeps two stages per device; the sums below are over all a device keeps.
+Weights are cut by layer into pipeline stages (the first has the embedding, the last the head and the MTP modules), and
+a layer's experts over the ep devices. DualPipe keeps two stages per device; the sums below are over all a device keeps.
 Precisions, in bytes per parameter (`PRECISIONS`): fp8 is V3's recipe (report, sections 3.3.1 to 3.3.3).
 
 Activations are what the backward needs, per token and layer, of linear inputs (`input` bytes each: 1 in fp8) and other
@@ -135,8 +135,8 @@ def _attention_activations(shape: ModelShape, recompute: str) -> tuple[str, dict
 
 
 def _mlp_activations(shape: ModelShape, recompute: str, is_dense: bool) -> tuple[str, dict[str, float]]:
-    """Gate and up per expert; without recomputation also their product and the input. Routed tokens' inputs are kept where
-    the expert is, one copy per expert chosen."""
+    """Gate and up per expert; without recomputation also their product. Routed tokens' inputs are kept where the expert
+    is, one copy per expert chosen."""
     gate_up = "2 * {0} * {1}" if recompute == "selective" else "(2 * {0} * other + {0} * {1})"
     # V3 keeps the inputs of SwiGLU in FP8 too (section 3.3.3), where it recomputes its output.
     if is_dense:
@@ -183,8 +183,8 @@ def memory_section(
     notes = [f"The fullest device is number {worst} of the pipeline."] if parallel.pp > 1 else []
     if figures[-1].value > 1:
         notes.append(
-            f"Does not fit: {figures[-2].text} on {capacity / 1e9:.0f} GB. Raise pp, ep or zero, recompute more, or take "
-            "smaller micro-batches."
+            f"Does not fit: {figures[-2].text} on {capacity / 1e9:.0f} GB. Raise pp, ep or zero, recompute more, or "
+            "take smaller micro-batches."
         )
     return Section("Memory per device, training", figures, notes)
 

@@ -1,7 +1,7 @@
 """The shape of a model, read from a transformers config without importing transformers.
 
 `load_shape` takes a directory, a `config.json`, or a name from `BUILT_IN`. The families: DeepSeek-V3 (multi-head latent
-attention, shared and routed experts, multi-token prediction), Llama, Qwen2, Qwen3 (grouped-query attention) and Qwen3-MoE.
+attention, shared and routed experts, multi-token prediction), Llama, Qwen2, Qwen3 (grouped-query attention), Qwen3-MoE.
 """
 
 import json
@@ -200,15 +200,17 @@ def _grouped_query(config: dict[str, Any], name: str) -> ModelShape:
     default_dim = 128 if family == "qwen3" else common["hidden_size"] // heads
     head_dim = config.get("head_dim") or default_dim
     bias = bool(config.get("attention_bias", False))
-    moe = {}
+    moe: dict[str, int] = {}
     if family == "qwen3_moe":
         if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
             raise ValueError(
                 f"decoder_sparse_step={config.get('decoder_sparse_step')}, mlp_only_layers="
                 f"{config.get('mlp_only_layers')} of {name}: the planner knows Qwen3-MoE with experts in every layer"
             )
-        keys = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-        moe = {key: _need(config, key, name) for key in keys}
+        # transformers 5 saves what the published configs call num_experts under the first name.
+        experts = "num_local_experts" if "num_local_experts" in config else "num_experts"
+        moe = {key: _need(config, key, name) for key in ("num_experts_per_tok", "moe_intermediate_size")}
+        moe["num_experts"] = _need(config, experts, name)
     return ModelShape(
         **common,
         num_key_value_heads=config.get("num_key_value_heads") or heads,

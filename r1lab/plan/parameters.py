@@ -1,12 +1,12 @@
 """Parameters, cache and FLOPs of a model, per part.
 
-Linear layers cost 2 FLOPs per weight and token forward, and twice that backward. Attention itself, on top: a query meets
-(L + 1) / 2 keys on average in a causal sequence of length L, 2 FLOPs for each number of a key and of a value:
+Linear layers cost 2 FLOPs per weight and token forward, and twice that backward. Attention itself, on top: a query
+meets (L + 1) / 2 keys on average in a causal sequence of length L, 2 FLOPs for each number of a key and of a value:
 
     heads x (qk_head_dim + v_head_dim) x (L + 1)      FLOPs per token, layer and forward
 
-Decoding with the latent cache (absorbed MLA; DeepSeek-V2 report, section 2.1) meets every cached token with every head at
-the latent's width instead: 2 x heads x (2 x kv_lora_rank + qk_rope_head_dim) x context.
+Decoding with the latent cache (absorbed MLA; DeepSeek-V2 report, section 2.1) meets every cached token with every head
+at the latent's width instead: 2 x heads x (2 x kv_lora_rank + qk_rope_head_dim) x context.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from r1lab.plan.models import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Parameters of a model's parts. `attention`, `norms`, `dense_mlp`, `router`, `shared`, `expert` are one layer's
+    """Parameters of a model's parts. `attention`, `norms`, `dense_mlp`, `router`, `shared`, `expert` are a layer's
     (`expert` one expert's); biases and norms are in."""
 
     embedding: int
@@ -31,7 +31,7 @@ class Counts:
     shared: int
     expert: int
     mtp_extra: int
-    """What an MTP module has beside a layer: two norms, the projection that joins them, and the norm before the head."""
+    """What an MTP module has beside a layer: two norms, the projection that joins them, the norm before the head."""
 
     def layer(self, shape: ModelShape, index: int) -> tuple[int, int]:
         """(parameters every device of an expert group keeps, parameters spread over the group) of layer `index`; an
@@ -145,7 +145,7 @@ def kv_bytes_per_token(shape: ModelShape, cache_bytes: float = 2) -> Figure:
 
 
 def linear_weights(shape: ModelShape) -> Figure:
-    """Weights of the linear layers that a token passes: no embedding (a lookup), no norms, no biases; the head is in."""
+    """Weights of the linear layers that a token passes, head included; no embedding (a lookup), norms, biases."""
     counts = count_parameters(shape)
     inputs = _layer_inputs(shape, counts) | {
         "head": shape.vocab_size * shape.hidden_size,
@@ -157,7 +157,8 @@ def linear_weights(shape: ModelShape) -> Figure:
     del inputs["norms"], inputs["experts"]
     return compute(
         "linear_weights", "parameters",
-        "head + layers * attention + dense_layers * dense_mlp + moe_layers * (router + shared + top_k * expert)", **inputs,
+        "head + layers * attention + dense_layers * dense_mlp + moe_layers * (router + shared + top_k * expert)",
+        **inputs,
     )  # fmt: skip
 
 

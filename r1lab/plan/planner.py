@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from r1lab.parallel.simulate import Durations
 from r1lab.plan.cluster import Cluster, Parallel, check_parallel
 from r1lab.plan.communication import communication_section
-from r1lab.plan.figures import Section
+from r1lab.plan.figures import Section, find_value
 from r1lab.plan.memory import memory_section
 from r1lab.plan.models import ModelShape
 from r1lab.plan.parameters import flops_section, kv_bytes_per_token, parameter_section
@@ -17,7 +17,8 @@ from r1lab.plan.training import DEFAULT_EFFICIENCY, micro_batches_per_step, pipe
 class Run:
     """What is trained, beside the model and the machines."""
 
-    sequence_length: int = 4096
+    sequence_length: int | None = None
+    """Tokens of a training sequence; None = 4096, or the model's longest if that is less."""
     micro_batch_size: int = 1
     batch_size: int | None = None
     """Sequences of a step over all devices; None = 8 micro-batches per device of the pipeline (2 without one)."""
@@ -47,13 +48,13 @@ def make_plan(shape: ModelShape, cluster: Cluster, parallel: Parallel, run: Run)
         ValueError: something cannot be; the message names the value and the fix.
     """
     check_parallel(shape, cluster, parallel)
-    _check_length(shape, run)
+    length = _check_length(shape, run)
     count = micro_batches_per_step(parallel, run.batch_size or default_batch(parallel, run), run.micro_batch_size)
     pipeline = pipeline_section(parallel, count, run.durations)
-    bubble_share = next(figure.value for figure in pipeline.figures if figure.name == "bubble_share")
-    flops = flops_section(shape, run.sequence_length, run.with_mtp)
-    training_flops = next(figure.value for figure in flops.figures if figure.name == "training_flops")
-    micro_batch_tokens = run.micro_batch_size * run.sequence_length
+    bubble_share = find_value(pipeline.figures, "bubble_share")
+    flops = flops_section(shape, length, run.with_mtp)
+    training_flops = find_value(flops.figures, "training_flops")
+    micro_batch_tokens = run.micro_batch_size * length
     parameters = parameter_section(shape)
     parameters.figures.append(kv_bytes_per_token(shape, run.cache_bytes))
     sections = [
@@ -61,7 +62,7 @@ def make_plan(shape: ModelShape, cluster: Cluster, parallel: Parallel, run: Run)
         memory_section(shape, cluster, parallel, precision=run.precision, recompute=run.recompute,
                        micro_batch_tokens=micro_batch_tokens, num_micro_batches=count, with_mtp=run.with_mtp),
         communication_section(shape, cluster, parallel, fp8_dispatch=run.precision == "fp8",
-                              sequence_length=run.sequence_length, efficiency=run.efficiency),
+                              sequence_length=length, efficiency=run.efficiency),
         pipeline,
     ]  # fmt: skip
     training = training_section(
@@ -82,15 +83,19 @@ def default_batch(parallel: Parallel, run: Run) -> int:
     return parallel.dp * run.micro_batch_size * (8 * parallel.pp if parallel.pp > 1 else 2)
 
 
-def _check_length(shape: ModelShape, run: Run) -> None:
-    longest, name, fix = run.sequence_length, "sequence_length", "shorten it"
-    if longest < 1:
-        raise ValueError(f"sequence_length={longest}: must be at least 1")
-    if run.rollouts and run.rollouts.prompt_length + run.rollouts.max_completion_length > longest:
-        longest = run.rollouts.prompt_length + run.rollouts.max_completion_length
-        name, fix = "prompt_length + max_completion_length", "shorten them"
-    if shape.max_position_embeddings and longest > shape.max_position_embeddings:
-        raise ValueError(
-            f"{name}={longest}: {shape.name} has max_position_embeddings={shape.max_position_embeddings}; {fix}, or "
-            "extend the model's context first"
-        )
+def _check_length(shape: ModelShape, run: Run) -> int:
+    """The length of a training sequence, once it and the rollouts are known to fit the model's context."""
+    longest = shape.max_position_embeddings
+    length = min(4096, longest or 4096) if run.sequence_length is None else run.sequence_length
+    asked = {"sequence_length": length}
+    if run.rollouts:
+        asked["prompt_length + max_completion_length"] = run.rollouts.prompt_length + run.rollouts.max_completion_length
+    for name, value in asked.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+        if longest and value > longest:
+            raise ValueError(
+                f"{name}={value}: {shape.name} has max_position_embeddings={longest}; shorten it, or extend the "
+                "model's context first"
+            )
+    return length

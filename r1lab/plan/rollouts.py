@@ -81,8 +81,8 @@ class RolloutPlan:
             )
         if not 0 < self.bandwidth_efficiency <= 1 or not self.cache_bytes > 0:
             raise ValueError(
-                f"bandwidth_efficiency={self.bandwidth_efficiency}, cache_bytes={self.cache_bytes}: the first is a share "
-                "of 0 to 1, the second positive"
+                f"bandwidth_efficiency={self.bandwidth_efficiency}, cache_bytes={self.cache_bytes}: the first is a "
+                "share of 0 to 1, the second positive"
             )
 
 
@@ -128,8 +128,8 @@ class Replica:
                 return ep
         most = wanted or fits[-1]
         raise ValueError(
-            f"rollout_ep={most}: {self.weights(most) / 1e9:.1f} GB of weights and one row of {longest} tokens do not fit "
-            f"into {self.room / 1e9:.0f} GB; use a lower precision, more GPUs (with experts), or larger ones"
+            f"rollout_ep={most}: {self.weights(most) / 1e9:.1f} GB of weights and one row of {longest} tokens do not "
+            f"fit into {self.room / 1e9:.0f} GB; use a lower precision, more GPUs (with experts), or larger ones"
         )
 
     def step_figures(self, rows: int, context: float, tag: str = "") -> list[Figure]:

@@ -49,24 +49,27 @@ def micro_batches_per_step(parallel: Parallel, batch_size: int, micro_batch_size
 def pipeline_section(parallel: Parallel, num_micro_batches: int, durations: Durations | None = None) -> Section:
     """The bubble by the report's formula, and its share of a step. Times are in forwards of one stage."""
     times = durations or Durations()
-    inputs = {"pp": parallel.pp, "forward": times.forward, "backward": times.backward}
+    inputs: dict[str, float] = {"pp": parallel.pp, "forward": times.forward, "backward": times.backward}
     if parallel.schedule != "1f1b":
         inputs["weight"] = times.weight
     if parallel.schedule.startswith("dualpipe"):
         inputs["overlapped"] = times.overlapped
     bubble = compute("bubble", "F", BUBBLES[parallel.schedule], **inputs)
     passes = 2 if parallel.schedule == "dualpipev" else 1
+    # A forward and a backward that run at once take less than both: what a device is busy with shrinks too.
+    pair = "overlapped" if "overlapped" in inputs else "(forward + backward)"
+    work = {name: inputs[name] for name in ("overlapped", "forward", "backward") if name in pair}
+    letters = {"forward": "F", "backward": "B", "weight": "W", "overlapped": "F&B"}
+    times_used = ", ".join(f"{letters[name]} = {value:g}" for name, value in inputs.items() if name in letters)
     return Section(
         f"Pipeline, {parallel.schedule}",
         [
             compute("num_micro_batches", "", "count", count=num_micro_batches),
             bubble,
-            compute("bubble_share", "%", "bubble / (bubble + passes * micro_batches * (forward + backward))",
-                    bubble=bubble.value, passes=passes, micro_batches=num_micro_batches, forward=times.forward,
-                    backward=times.backward),
+            compute("bubble_share", "%", f"bubble / (bubble + passes * micro_batches * {pair})",
+                    bubble=bubble.value, passes=passes, micro_batches=num_micro_batches, **work),
         ],
-        [f"DeepSeek-V3 report, table 2: {BUBBLE_FORMULAS[parallel.schedule]}, with F = {times.forward:g}, "
-         f"B = {times.backward:g}, W = {times.weight:g}, F&B = {times.overlapped:g}."],
+        [f"DeepSeek-V3 report, table 2: {BUBBLE_FORMULAS[parallel.schedule]}, with {times_used}."],
     )  # fmt: skip
 
 
