@@ -106,7 +106,8 @@ def test_impossible_durations_are_named(field, message):
 
 def test_the_picture(tmp_path):
     path = tmp_path / "schedules.png"
-    subprocess.run([sys.executable, "-m", "r1lab.parallel.draw", path, "--pp", "4", "--num_micro_batches", "8"], check=True)
+    command = [sys.executable, "-m", "r1lab.parallel.draw", path, "--pp", "4", "--num_micro_batches", "8"]
+    subprocess.run(command, check=True)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
