@@ -183,8 +183,8 @@ def _two_streams(near: _Stream, far: _Stream, outer: int, depth: int, count: int
     run(outer + 1, one("F", near), one("F", far))
     # The far stream's gradients arrive; the devices behind wait for the input's share, so it goes first.
     run(inner, lambda: split(far), held.popleft, one("F", far))
-    # Steady state. At the turning point the first backward has only just become possible: overlapping it with a
-    # forward would keep both neighbours waiting for the longer of the two.
+    # Steady state. At the turning point the first backward has only just become possible: it is kept apart from the
+    # forward, which frees the neighbours sooner where I is longer than F (under 1 % of a step either way).
     main = count - 2 * depth + outer + 1
     if inner == 0:
         run(1, one("F", near), one("B", far), both(far, near))
