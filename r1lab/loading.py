@@ -134,17 +134,7 @@ def load_rows(name: str, script: Any, tokenizer: Any) -> Dataset:
     """
     rows = read_dataset(name, script)
     prompt_column = _find_column(rows, script.prompt_column, PROMPT_COLUMNS, "prompt_column", name)
-    system_prompt = SYSTEM_PROMPT if script.system_prompt is None else script.system_prompt
-    is_chat = getattr(tokenizer, "chat_template", None) is not None
-
-    def build_prompt(problem: str | list[dict]) -> str | list[dict]:
-        if not isinstance(problem, str):
-            return problem
-        if is_chat:
-            return [{"role": "system", "content": system_prompt}, {"role": "user", "content": problem}]
-        return f"{system_prompt} User: {problem} Assistant:"
-
-    prompts = [build_prompt(problem) for problem in rows[prompt_column]]
+    prompts = [build_prompt(problem, tokenizer, script.system_prompt) for problem in rows[prompt_column]]
     others = rows.remove_columns(sorted({prompt_column, "prompt"} & set(rows.column_names)))
     solution_column = script.solution_column or next((c for c in SOLUTION_COLUMNS if c in others.column_names), None)
     if solution_column is not None and solution_column != "solution":
@@ -152,6 +142,16 @@ def load_rows(name: str, script: Any, tokenizer: Any) -> Dataset:
         others = others.rename_column(solution_column, "solution")
     # A dataset without columns has forgotten its number of rows.
     return others.add_column("prompt", prompts) if others.column_names else Dataset.from_dict({"prompt": prompts})
+
+
+def build_prompt(problem: str | list[dict], tokenizer: Any, system_prompt: str | None = None) -> str | list[dict]:
+    """A problem in R1-Zero's template: messages for chat models, else text. Messages stay as they are."""
+    if not isinstance(problem, str):
+        return problem
+    system_prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
+    if getattr(tokenizer, "chat_template", None) is not None:
+        return [{"role": "system", "content": system_prompt}, {"role": "user", "content": problem}]
+    return f"{system_prompt} User: {problem} Assistant:"
 
 
 def read_dataset(name: str, script: Any) -> Dataset:

@@ -90,7 +90,8 @@ def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int):
     return evaluate
 
 
-def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> None:
+def build_accelerator(run_config: RunConfig) -> Accelerator:
+    """Raises ValueError when the tracker that `log_with` names is not installed."""
     accelerator = Accelerator(
         log_with=run_config.log_with,
         project_dir=run_config.output_dir,
@@ -99,6 +100,11 @@ def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> 
     )
     if run_config.log_with and not accelerator.log_with:  # accelerate leaves out what it cannot import
         raise ValueError(f"log_with={run_config.log_with!r}: not installed; pip install {run_config.log_with}")
+    return accelerator
+
+
+def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, accelerator: Accelerator) -> dict:
+    """RL of one policy, from its checkpoint to a complete run directory. Returns the results, as in `results.json`."""
     set_seed(config.seed)
     reward_funcs = [load_reward(name) for name in config.reward_funcs]
     policy, tokenizer = load_policy(script.model_name_or_path)
@@ -128,6 +134,12 @@ def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> 
         print_results(results)
         print(f"{run.seconds / 60:.1f} minutes; metrics, completions, checkpoints and curves are in {run.directory}")
         print(f"the completions, to read in a browser: {report}")
+    return results
+
+
+def main(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig) -> None:
+    accelerator = build_accelerator(run_config)
+    train(script, run_config, config, accelerator)
     accelerator.end_training()
 
 

@@ -1,0 +1,120 @@
+"""Cold-start traces of the embedded search tasks: long chains of thought that end right (DeepSeek-R1, section 2.3.1).
+
+A trace tries, checks, says 'wait' after a miss and goes on until a try hits, in R1's template:
+
+    <think> 14 + 6 = 20 off 13 . wait 14 - 6 = 8 off 1 . wait 13 - 6 = 7 off 0 . yes </think> <answer> 13 - 6 </answer>
+
+It begins with a guess or two and then goes through the candidates in reading order (with four Countdown numbers, which
+have hundreds, it guesses on and is led to the solution); it tries nothing twice, and it says 'wait' at least once. Problems come from the training split only.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import combinations
+
+from datasets import Dataset
+
+from r1lab.tasks.countdown import Problem, draw_problem, scan_pairs
+from r1lab.tasks.datasets import MAX_REPEATS, TASKS
+from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, render, work_out
+
+COLD_START_TASKS = ("pick_two", "countdown")
+MAX_GUESSES = 2
+MAX_RANDOM = 6
+"""Guesses before the solution where going through all candidates would take too long."""
+MAX_TRIES = 16
+"""A search that is longer is drawn again: the trace has to fit in a completion."""
+
+
+def write_trace(rng: random.Random, problem: Problem) -> str | None:
+    """A completion for the problem; None when the search hit at once, or took more than `MAX_TRIES` tries."""
+    tries = _search(rng, problem)
+    if not 2 <= len(tries) <= MAX_TRIES:
+        return None
+    work = " wait ".join(f"{work_out(one)} off {distance(one, problem.target)} ." for one in tries)
+    return f"<think> {work} yes </think> <answer> {render(tries[-1])} </answer>"
+
+
+def load_cold_start(task: str, num_rows: int, seed: int) -> Dataset:
+    """Traces of distinct training problems, in the task's shares of difficulty.
+
+    Returns a dataset with `prompt`, `completion`, and what the task's reward reads: `solution` (the answer that the
+    trace gives), `numbers`, `target`, `num_used`, `difficulty`. The same seed draws the same rows.
+
+    Raises:
+        ValueError: a task without traces, `num_rows` below 1, or more rows than there are distinct problems.
+    """
+    if task not in COLD_START_TASKS:
+        raise ValueError(
+            f"task {task!r} has no cold-start traces; use one of {', '.join(COLD_START_TASKS)}, give your own with "
+            "--cold_start_dataset_name, or leave the stage cold_start out"
+        )
+    if num_rows < 1:
+        raise ValueError(f"num_cold_start={num_rows}: write at least 1 trace, or leave the stage cold_start out")
+    rng = random.Random(f"cold start {task} {seed}")
+    rows: dict[str, dict] = {}
+    repeats = 0
+    while len(rows) < num_rows:
+        difficulty = rng.choices(list(TASKS[task]), weights=TASKS[task].values())[0]
+        problem = draw_problem(rng, task, difficulty, "train")
+        completion = write_trace(rng, problem)
+        key = f"{sorted(problem.numbers)} {problem.target}"
+        repeats = repeats + 1 if completion is None or key in rows else 0
+        if completion is not None:
+            rows.setdefault(key, _row(problem, completion))
+        if repeats > MAX_REPEATS:
+            raise ValueError(f"num_cold_start={num_rows}: {task!r} has only about {len(rows)} problems to trace")
+    return Dataset.from_list(list(rows.values()))
+
+
+def _row(problem: Problem, completion: str) -> dict:
+    return {
+        "prompt": problem.prompt,
+        "completion": completion,
+        "solution": completion.rpartition("<answer> ")[2].removesuffix(" </answer>"),
+        "numbers": list(problem.numbers),
+        "target": problem.target,
+        "num_used": problem.num_used,
+        "difficulty": len(problem.numbers),
+    }
+
+
+def _search(rng: random.Random, problem: Problem) -> list[Expression]:
+    """Different tries, up to and including the first that hits."""
+    candidates = _candidates(rng, problem)
+    guesses = [rng.choice(candidates) for _ in range(rng.randint(1, MAX_GUESSES))]
+    tries = []
+    for candidate in dict.fromkeys([*guesses, *candidates, problem.solution]):
+        tries.append(candidate)
+        if distance(candidate, problem.target) == 0:
+            break
+    return tries
+
+
+def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
+    """What there is to try, in reading order; with four Countdown numbers or more, which are hundreds, some guesses."""
+    if problem.family == "pick_two":
+        return scan_pairs(problem.numbers)
+    if len(problem.numbers) <= 3:
+        return list(dict.fromkeys(_in_reading_order(list(problem.numbers), problem.target)))
+    return [random_expression(rng, list(problem.numbers)) for _ in range(rng.randint(1, MAX_RANDOM))]
+
+
+def _in_reading_order(parts: list[Expression], target: int) -> Iterator[Expression]:
+    """Each pair is combined in each way, until two parts are left: they are combined so as to come nearest."""
+    if len(parts) == 2:
+        yield min(_combinations(*parts), key=lambda one: abs(evaluate(one) - target))
+        return
+    for i, j in combinations(range(len(parts)), 2):
+        rest = [part for k, part in enumerate(parts) if k not in (i, j)]
+        for combined in _combinations(parts[i], parts[j]):
+            yield from _in_reading_order([combined, *rest], target)
+
+
+def _combinations(left: Expression, right: Expression) -> Iterator[Expression]:
+    """The allowed ways to combine two parts, the larger one first where the order matters."""
+    larger, smaller = (left, right) if evaluate(left) >= evaluate(right) else (right, left)
+    for op in OPS:
+        pair = (larger, smaller) if op in "-/" else (left, right)
+        if combine(op, *map(evaluate, pair)) is not None:
+            yield (op, *pair)
