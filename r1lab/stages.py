@@ -28,7 +28,7 @@ def read_marker(directory: str | Path) -> dict[str, Any] | None:
         return None
     try:
         marker = json.loads(path.read_text())
-        return marker | {"model": marker["model"], "settings": dict(marker["settings"])}
+        return marker | {"finished": str(marker["finished"]), "settings": dict(marker["settings"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no marker of a finished stage; delete it to run the stage again") from error
 
@@ -41,8 +41,8 @@ def run_stage(
     Args:
         directory: the stage's.
         settings: what decides the outcome, the model it starts from included; must survive JSON.
-        work: does the stage and returns its facts, among them `model`: the directory of the model that it made,
-            relative to `directory`.
+        work: does the stage and returns its facts, `model` among them where it makes one: its directory, relative to
+            `directory`.
 
     Returns: the marker, and whether the stage ran just now.
 

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import DeepseekV3Config
 from trl import TrlParser
 
+from r1lab.loading import load_policy
 from r1lab.model import PolicyForCausalLM, update_routing_bias
 from r1lab.tasks.corpus import stream_documents
 from r1lab.tasks.tokenizer import build_tokenizer
@@ -46,7 +47,7 @@ class PretrainConfig:
     routing_bias_speed: float = field(default=1e-3, metadata={"help": "Speed gamma of the routing bias update."})
     save_steps: int = field(default=250, metadata={"help": "Save the model every so many steps."})
     logging_steps: int = field(default=20, metadata={"help": "Print the loss every so many steps."})
-    init_from: str | None = field(default=None, metadata={"help": "Continue from this checkpoint directory."})
+    init_from: str | None = field(default=None, metadata={"help": "Go on from this checkpoint directory, of any causal language model."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial weights and of the corpus."})
 
 
@@ -130,7 +131,7 @@ def main(config: PretrainConfig) -> None:
     if config.init_from is None:
         model = PolicyForCausalLM(build_config(tokenizer))
     else:
-        model = PolicyForCausalLM.from_pretrained(config.init_from, dtype=torch.float32)
+        model, _ = load_policy(config.init_from)
     optimizers = build_optimizers(model, config)
     schedules = [LambdaLR(optimizer, lambda step: learning_rate_factor(step, config)) for optimizer in optimizers]
     model = accelerator.prepare(model)
@@ -161,8 +162,9 @@ def main(config: PretrainConfig) -> None:
         if (step + 1) % config.logging_steps == 0:
             mean = sum(losses[-config.logging_steps :]) / config.logging_steps
             rate = num_tokens / (time.time() - start)
+            load = f"max_vio {balance['moe/max_vio']:.2f} " if balance else ""  # a dense model has no experts
             accelerator.print(
-                f"step {step + 1}/{config.num_steps} loss {mean:.4f} max_vio {balance['moe/max_vio']:.2f} "
+                f"step {step + 1}/{config.num_steps} loss {mean:.4f} {load}"
                 f"{num_tokens / 1e6:.1f}M tokens {rate:,.0f} tok/s {time.time() - start:.0f} s",
                 flush=True,
             )

@@ -8,6 +8,7 @@ bias would keep the balance of another.
 """
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,7 @@ def fine_tune(
     if PartialState().is_main_process:
         policy.save_pretrained(directory / "model")
         tokenizer.save_pretrained(directory / "model")
+        shutil.rmtree(checkpoints, ignore_errors=True)
     PartialState().wait_for_everyone()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
