@@ -1,6 +1,6 @@
-"""A recipe of several stages, each in a directory of its own that a marker declares finished.
+"""A recipe of several stages, each in a directory of its own that a marker declares begun and finished.
 
-<output_dir>/<stage>/stage.json    settings, where it started from, its model, seconds and counts; written last
+<output_dir>/<stage>/stage.json    settings, where it started from; once finished its model, seconds and counts too
 """
 
 import json
@@ -23,14 +23,8 @@ def read_marker(directory: str | Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the marker is not one of ours.
     """
-    path = Path(directory) / MARKER
-    if not path.exists():
-        return None
-    try:
-        marker = json.loads(path.read_text())
-        return marker | {"finished": str(marker["finished"]), "settings": dict(marker["settings"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no marker of a finished stage; delete it to run the stage again") from error
+    marker = _read(Path(directory))
+    return None if marker is None or marker["finished"] is None else marker
 
 
 def run_stage(
@@ -41,47 +35,63 @@ def run_stage(
     Args:
         directory: the stage's.
         settings: what decides the outcome, the model it starts from included; must survive JSON.
-        work: does the stage and returns its facts, `model` among them where it makes one: its directory, relative to
-            `directory`.
+        work: does the stage, or the rest of it where it was cut short, and returns its facts; `model` among them where
+            it makes one: its directory, relative to `directory`.
 
     Returns: the marker, and whether the stage ran just now.
 
     Raises:
-        ValueError: it finished with other settings; the message names the first that differs.
+        ValueError: it was begun or finished with other settings; the message names the first that differs.
     """
     directory = Path(directory)
     settings = json.loads(json.dumps(settings))
-    marker = read_marker(directory)
+    marker = _read(directory)
     if marker is not None:
-        _check_same(directory, marker["settings"], settings)
-        return marker, False
+        _check_same(directory, marker, settings)
+        if marker["finished"] is not None:
+            return marker, False
+    _write(directory, {"finished": None, "settings": settings})
     started = time.perf_counter()
     facts = work()
-    marker = {
-        "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "seconds": round(time.perf_counter() - started, 1),
-        **facts,
-        "settings": settings,
-    }
-    state = PartialState()
-    if state.is_main_process:
-        temporary = directory / f".tmp-{MARKER}"
-        temporary.write_text(json.dumps(marker, indent=1) + "\n")
-        os.replace(temporary, directory / MARKER)
-    state.wait_for_everyone()
-    return marker, True
+    finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+    seconds = round(time.perf_counter() - started, 1)
+    _write(directory, {"finished": finished, "seconds": seconds, **facts, "settings": settings})
+    return _read(directory), True
 
 
 def remove_stage(directory: str | Path) -> None:
-    """Deletes a stage, finished or not. The marker goes first: what a kill leaves then counts as unfinished."""
+    """Deletes a stage, finished or not. The marker goes first: what a kill leaves is then no finished stage."""
     (Path(directory) / MARKER).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
+def _read(directory: Path) -> dict[str, Any] | None:
+    path = directory / MARKER
+    if not path.exists():
+        return None
+    try:
+        marker = json.loads(path.read_text())
+        return marker | {"finished": marker["finished"], "settings": dict(marker["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no marker of a stage; delete {directory} to run the stage again") from error
+
+
+def _write(directory: Path, marker: dict[str, Any]) -> None:
+    """In one piece, by the main process; the others read it afterwards."""
+    state = PartialState()
+    if state.is_main_process:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".tmp-{MARKER}"
+        temporary.write_text(json.dumps(marker, indent=1) + "\n")
+        os.replace(temporary, directory / MARKER)
+    state.wait_for_everyone()
+
+
+def _check_same(directory: Path, marker: dict[str, Any], settings: dict[str, Any]) -> None:
+    old, begun = marker["settings"], "begun" if marker["finished"] is None else "finished"
+    for name in dict.fromkeys([*old, *settings]):
+        if old.get(name) != settings.get(name):
             raise ValueError(
-                f"{directory} is a finished stage with {name}={old.get(name)!r}, and now {name}={new.get(name)!r}; "
+                f"{directory} was {begun} with {name}={old.get(name)!r}, and now {name}={settings.get(name)!r}; "
                 "choose another output_dir, or add --overwrite_output_dir true to run the stages again"
             )

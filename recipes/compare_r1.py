@@ -205,7 +205,9 @@ def add_steps_to(zero: Sequence[dict], r1: Sequence[dict]) -> None:
         run["zero_final_accuracy"] = final
         run["steps_to"]["Zero's final accuracy"] = steps_to(_accuracy(run), final)
     for run, final in zip(zero, finals, strict=True):
-        run["steps_to"]["Zero's final accuracy"] = steps_to(_accuracy(run), final) or run["rl"]["steps"]
+        # Its last evaluation during the run has fewer problems than the final one, and may fall short of it.
+        reached = steps_to(_accuracy(run), final)
+        run["steps_to"]["Zero's final accuracy"] = run["rl"]["steps"] if reached is None else reached
 
 
 def _accuracy(run: dict[str, Any]) -> "pandas.Series":
@@ -240,7 +242,10 @@ def build_tables(zero: Sequence[dict], r1: Sequence[dict], distilled: Sequence[d
         if models:
             lines.append(f"| {label} | {_model_cells(models, splits)} |")
     lines += ["", "| sampled while training | R1-Zero | R1, first RL | R1, final RL |", "|---|---|---|---|"]
-    phases = [[run["rl"] for run in zero], *([run["rl"][s] for run in r1 if s in run["rl"]] for s in ("rl", "final_rl"))]
+    phases = [
+        [run["rl"] for run in zero],
+        *([run["rl"][s] for run in r1 if s in run["rl"]] for s in ("rl", "final_rl")),
+    ]
     forms: dict[str, Callable[[dict], float]] = {
         "well formed at step 1": lambda rl: rl["early_format"]["first"],
         f"well formed, mean of steps 1 to {EARLY_STEPS}": lambda rl: rl["early_format"]["mean"],
@@ -302,6 +307,7 @@ def plot(zero: Sequence[dict], r1: Sequence[dict], distilled: Sequence[dict], pa
         _draw(panel, zero, name, scale, COLOURS[0], "R1-Zero")
         _draw(panel, r1, name, scale, COLOURS[1], "R1")
         panel.set_xlabel("RL step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_ylim(*((-2, 102) if scale == 100 else (0, None)))
         if boundary is not None:
             panel.axvline(boundary, color=COLOURS[1], linewidth=0.8, linestyle=":")
@@ -311,7 +317,8 @@ def plot(zero: Sequence[dict], r1: Sequence[dict], distilled: Sequence[dict], pa
     axes[0, 0].legend(frameon=False, fontsize=9, loc="lower right")
     _draw_models(axes[0, 2], [*zero, *r1], MODELS, "Models of the base's size")
     _draw_models(axes[1, 2], distilled, SMALL_MODELS, "Small dense student")
-    figure.suptitle(f"R1-Zero and R1, {len(r1)} seed{'s' * (len(r1) > 1)} (thin: seeds, thick: mean)", fontsize=13)
+    seeds = f"{len(r1)} seeds (thin: seeds, thick: mean)" if len(r1) > 1 else "1 seed"
+    figure.suptitle(f"R1-Zero and R1, {seeds}", fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -323,7 +330,9 @@ def _draw(axes: "Axes", runs: Sequence[dict], name: str, scale: float, colour: s
     for run in runs:
         one = pandas.Series(run["curve"][name], index=run["curve"]["step"], dtype=float).dropna() * scale
         # Where stages meet, a step has two values: the end of one and the start of the next.
-        axes.plot(one.index, one, color=colour, linewidth=0.8 if len(runs) > 1 else 1.8, alpha=0.45 if len(runs) > 1 else 1)
+        axes.plot(
+            one.index, one, color=colour, linewidth=0.8 if len(runs) > 1 else 1.8, alpha=0.45 if len(runs) > 1 else 1
+        )
         series.append(one[~one.index.duplicated(keep="last")])
     if len(runs) > 1:
         mean = pandas.concat(series, axis=1).dropna().mean(axis=1)
@@ -345,10 +354,10 @@ def _draw_models(axes: "Axes", runs: Sequence[dict], names: dict[str, str], titl
     for row, values in enumerate(found.values()):
         axes.barh(row, statistics.mean(values), color=COLOURS[5], height=0.6)
         axes.plot(values, [row] * len(values), "o", color="black", markersize=3)
-        axes.text(statistics.mean(values) / 2, row, f"{statistics.mean(values):.0f}", va="center", ha="center", fontsize=9)
+        axes.text(max(values) + 2, row, f"{statistics.mean(values):.0f}", va="center", fontsize=9)
     axes.set_yticks(range(len(found)), found)
     axes.invert_yaxis()
-    axes.set_xlim(0, 102)
+    axes.set_xlim(0, 110)
     axes.set_ylabel("")
     axes.set_xlabel("held-out accuracy, mean over splits, % (dots: seeds)", fontsize=9)
 

@@ -47,7 +47,7 @@ class PretrainConfig:
     routing_bias_speed: float = field(default=1e-3, metadata={"help": "Speed gamma of the routing bias update."})
     save_steps: int = field(default=250, metadata={"help": "Save the model every so many steps."})
     logging_steps: int = field(default=20, metadata={"help": "Print the loss every so many steps."})
-    init_from: str | None = field(default=None, metadata={"help": "Go on from this checkpoint directory, of any causal language model."})
+    init_from: str | None = field(default=None, metadata={"help": "Go on from this checkpoint of any causal LM."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial weights and of the corpus."})
 
 

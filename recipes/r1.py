@@ -1,8 +1,9 @@
-"""R1: four stages from a base model to a reasoning model that keeps its form (DeepSeek-R1, section 2.3).
+r"""R1: four stages from a base model to a reasoning model that keeps its form (DeepSeek-R1, section 2.3).
 
     accelerate launch recipes/r1.py                                        # the embedded base: configs/r1.yaml
     accelerate launch recipes/r1.py --stages rl rejection final_rl         # leave the cold start out
-    accelerate launch recipes/r1.py --model_name_or_path DIR --dataset_name FILE.jsonl --cold_start_dataset_name TRACES.jsonl
+    accelerate launch recipes/r1.py --model_name_or_path DIR --dataset_name FILE.jsonl \
+        --cold_start_dataset_name TRACES.jsonl                             # your own model, problems and traces
 
 1. cold_start: the base is fine-tuned on a few long chains of thought.
 2. rl: GRPO as in r1_zero.py, with a reward for keeping to one language beside accuracy and format.

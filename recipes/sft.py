@@ -169,7 +169,9 @@ def main(script: ScriptArguments, args: SFTArguments, output: OutputArguments) -
             routing_bias_speed=output.routing_bias_speed,
         ),
     )  # fmt: skip
-    print(f"{facts['num_traces']} traces, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}: {directory}/model")
+    print(
+        f"{facts['num_traces']} traces, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}: {directory}/model"
+    )
 
 
 if __name__ == "__main__":

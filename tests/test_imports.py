@@ -14,7 +14,7 @@ RANKS = [
     {"r1lab.grpo"},
     {"r1lab.trace", "r1lab.checkpoint", "r1lab.profile"},
     {"r1lab.evaluate", "r1lab.loading"},
-    {"r1lab.report", "r1lab.run"},
+    {"r1lab.report", "r1lab.run", "r1lab.demonstrations", "r1lab.reject", "r1lab.stages"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FORBIDDEN = [("r1lab.rollout", "r1lab.grpo"), ("r1lab.grpo", "r1lab.rollout")]

@@ -5,7 +5,8 @@ A trace tries, checks, says 'wait' after a miss and goes on until a try hits, in
     <think> 14 + 6 = 20 off 13 . wait 14 - 6 = 8 off 1 . wait 13 - 6 = 7 off 0 . yes </think> <answer> 13 - 6 </answer>
 
 It begins with a guess or two and then goes through the candidates in reading order (with four Countdown numbers, which
-have hundreds, it guesses on and is led to the solution); it tries nothing twice, and it says 'wait' at least once. Problems come from the training split only.
+have hundreds, it guesses on and is led to the solution). It tries nothing twice, and it says 'wait' at least once.
+Problems come from the training split only.
 """
 
 import random
