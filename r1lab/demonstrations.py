@@ -65,7 +65,7 @@ def to_template(text: str) -> str:
     if not closing or "<answer>" in rest or not rest.strip():
         return text.strip()
     opening = "" if "<think>" in thought else "<think>"
-    return f"{opening}{thought.strip()}{closing} <answer> {rest.strip()} </answer>"
+    return f"{opening}{thought.lstrip()}{closing} <answer> {rest.strip()} </answer>"
 
 
 def encode_demonstrations(rows: Dataset, tokenizer: Any, *, max_length: int) -> tuple[Dataset, int]:

@@ -323,7 +323,7 @@ TEMPLATED = f"{SYSTEM_PROMPT} User: 1 + 1? Assistant:"
     [
         ({"messages": [{"role": "user", "content": "1 + 1?"},
                        {"role": "assistant", "content": "<think>\nadd\n</think>\n\nIt is 2."}]},
-         "<think>\nadd</think> <answer> It is 2. </answer>"),
+         "<think>\nadd\n</think> <answer> It is 2. </answer>"),
         ({"conversations": [{"from": "user", "value": "1 + 1?"},
                             {"from": "assistant", "value": "<|begin_of_thought|> add <|end_of_thought|> "
                              "<|begin_of_solution|> 2 <|end_of_solution|>"}]},
@@ -331,7 +331,7 @@ TEMPLATED = f"{SYSTEM_PROMPT} User: 1 + 1? Assistant:"
         ({"problem": "1 + 1?", "solution": "2", "generations": ["<think> 3 </think> 3", "<think> 2 </think> 2"],
           "correctness_math_verify": [False, True]},
          "<think> 2 </think> <answer> 2 </answer>"),
-        ({"problem": "1 + 1?", "generations": ["add </think> 2"]}, "<think>add</think> <answer> 2 </answer>"),
+        ({"problem": "1 + 1?", "generations": ["add </think> 2"]}, "<think>add </think> <answer> 2 </answer>"),
         ({"question": "1 + 1?", "solution": "Add them.", "answer": "2"},
          "<think> Add them. </think> <answer> 2 </answer>"),
     ],
@@ -342,7 +342,9 @@ def test_public_layouts_become_the_template_of_rl(row, completion, tmp_path, tok
 
 def test_prompt_and_completion_are_taken_as_they_are(tmp_path, tokenizer):
     chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 + 1?"}]
-    rows = [{"prompt": chat, "completion": [{"role": "assistant", "content": "<think> a </think> <answer> 2 </answer>"}]}]
+    rows = [
+        {"prompt": chat, "completion": [{"role": "assistant", "content": "<think> a </think> <answer> 2 </answer>"}]}
+    ]
     assert _load(tmp_path, tokenizer, *rows) == [
         {"prompt": chat, "completion": "<think> a </think> <answer> 2 </answer>"}
     ]
@@ -477,9 +479,7 @@ CASES = {
 
 
 def _verdicts(texts, **options):
-    config = RejectConfig(
-        reject_ngram_size=4, reject_max_repeated_share=0.0, reject_max_paragraph=200, **options
-    )
+    config = RejectConfig(reject_ngram_size=4, reject_max_repeated_share=0.0, reject_max_paragraph=200, **options)
     completions = [
         Completion([index], [0.0], "length" if text.endswith("cut") else "stop") for index, text in enumerate(texts)
     ]
