@@ -62,8 +62,8 @@ class CompareArguments:
 
 
 def read_rl(directory: str | Path) -> "pandas.DataFrame":
-    """An RL run's metrics by step, with `accuracy` (held out, mean over the splits; where it was evaluated), `greedy`
-    likewise, and `language_consistency` of the step's completions.
+    """An RL run's metrics by step, with `accuracy` (held out, mean over the splits; where it was evaluated) and
+    `language_consistency` of the step's completions.
 
     Raises:
         ValueError, FileNotFoundError: not a run (see `load_run`).
@@ -71,6 +71,8 @@ def read_rl(directory: str | Path) -> "pandas.DataFrame":
     metrics = load_run(directory).metrics.drop_duplicates("step", keep="last").set_index("step").sort_index()
     columns = [name for name in metrics if name.startswith("eval/") and name.endswith("/accuracy")]
     metrics["accuracy"] = metrics[columns].mean(axis=1) if columns else float("nan")
+    if FORMAT not in metrics:  # a run that is not rewarded for its format
+        metrics[FORMAT] = float("nan")
     completions = read_completions(directory)
     shares = language_consistency_reward(completions=list(completions["completion"]))
     metrics[LANGUAGE] = completions.assign(share=shares).groupby("step")["share"].mean()
@@ -189,9 +191,7 @@ def read_distilled(directory: str) -> dict[str, Any]:
 
 def _curve(metrics: "pandas.DataFrame") -> dict[str, list]:
     names = {"accuracy": "accuracy", "format": FORMAT, "length": "completions/mean_length", "language": LANGUAGE}
-    columns = {ours: metrics[name] if name in metrics else metrics["accuracy"] * float("nan")
-               for ours, name in names.items()}  # fmt: skip
-    rounded = {ours: [None if v != v else round(float(v), 4) for v in column] for ours, column in columns.items()}
+    rounded = {ours: [None if v != v else round(float(v), 4) for v in metrics[name]] for ours, name in names.items()}
     return {"step": [int(step) for step in metrics.index], **rounded}
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import pretrain
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from r1 import print_evaluations, read_traces, reinforce, run_command, sample_traces
+from r1 import check_resume, print_evaluations, read_traces, reinforce, run_command, sample_traces
 from r1_zero import RECIPES, ScriptArguments, build_accelerator, build_engine, build_evaluator
 from sft import SFTArguments, fine_tune
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -252,6 +252,7 @@ class Distillation:
 
 def main(script, run_config, config, args, sft, reject_config) -> None:
     """Runs the stages; see the module's docstring."""
+    check_resume(run_config)
     if run_config.overwrite_output_dir and run_config.resume_from_checkpoint is None:
         with Accelerator().main_process_first():
             for stage in args.stages:

@@ -197,8 +197,8 @@ class R1:
             if stage not in markers or not path.exists():
                 continue
             results = json.loads(path.read_text())
-            before = [other for other in markers if STAGES.index(other) < STAGES.index(stage)]
-            for name, when in ((before[-1] if before else "base", "base"), (stage, "final")):
+            start = markers[stage]["settings"]["starts_from"].partition(",")[0]
+            for name, when in ((start if start in STAGES else "base", "base"), (stage, "final")):
                 if when in results:
                     evaluations.setdefault(name, results[when])
         return {
@@ -356,13 +356,18 @@ def print_evaluations(evaluations: dict[str, dict[str, dict]]) -> None:
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-def main(script, run_config, config, args, sft, reject_config) -> None:
-    """Runs the stages; see the module's docstring."""
-    if run_config.resume_from_checkpoint not in (None, "true", "True"):
+def check_resume(run_config: RunConfig) -> None:
+    """Raises ValueError for a `resume_from_checkpoint` that names a place."""
+    if (run_config.resume_from_checkpoint or "true").lower() != "true":
         raise ValueError(
             f"resume_from_checkpoint={run_config.resume_from_checkpoint!r}: the stages of output_dir resume by "
             "themselves; leave it out"
         )
+
+
+def main(script, run_config, config, args, sft, reject_config) -> None:
+    """Runs the stages; see the module's docstring."""
+    check_resume(run_config)
     directory = Path(run_config.output_dir)
     if (directory / "metrics.jsonl").exists():
         raise FileExistsError(f"output_dir {directory} holds a run of r1_zero.py; choose another one")
