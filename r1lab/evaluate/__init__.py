@@ -10,7 +10,7 @@ plot.py        pass@k curves
 """
 
 from r1lab.evaluate.compare import Comparison, compare_evaluations
-from r1lab.evaluate.judge import Judged, find_answer, judge_answer, judge_completions
+from r1lab.evaluate.judge import Judged, RewardFunction, find_answer, judge_answer, judge_completions
 from r1lab.evaluate.plot import plot_pass_at_k
 from r1lab.evaluate.problems import build_human_eval, load_problems
 from r1lab.evaluate.split import SplitOutcome, build_generate, evaluate_split, judge_split, reflection_token_ids
@@ -29,6 +29,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Judged",
+    "RewardFunction",
     "SplitOutcome",
     "bootstrap_intervals",
     "build_generate",

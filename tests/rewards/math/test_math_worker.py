@@ -55,8 +55,8 @@ def test_a_late_worker_is_killed_and_replaced():
 
 def test_timeouts_are_not_cached_but_asked_once_a_batch():
     assert check(*HARD, policy=EVALUATE, timeout_s=0.25).reason == "timeout"
-    timeouts, cached = pool().counts["timeouts"], verdict._check.cache_info().currsize
     assert verify("2|x|<20", "(-10,10)", timeout_s=STARTING)  # A worker is ready again, or the next were our failure.
+    timeouts, cached = pool().counts["timeouts"], verdict._check.cache_info().currsize
     completions = [rf"\boxed{{{HARD[1]}}}"] * 4
     assert accuracy_reward(completions=completions, answer=[HARD[0]] * 4, policy=EVALUATE, timeout_s=0.25) == [0.0] * 4
     assert pool().counts["timeouts"] == timeouts + 1
