@@ -13,7 +13,7 @@ BASE = ROOT / "data" / "base"
 TINY = [
     "--teacher", str(BASE), "--max_steps", "1", "--generation_batch_size", "8", "--num_generations", "4",
     "--max_completion_length", "24", "--num_train_problems", "50", "--eval_steps", "0", "--final_num_problems", "2",
-    "--final_num_samples", "2", "--save_steps", "1", "--sft_num_epochs", "1", "--sft_batch_size", "1",
+    "--final_num_samples", "2", "--save_steps", "1", "--sft_num_epochs", "3", "--sft_batch_size", "1",
     "--reject_num_problems", "24", "--reject_num_samples", "2", "--student_num_steps", "2",
     "--student_tokens_per_batch", "512",
 ]  # fmt: skip
