@@ -115,7 +115,7 @@ def _integer_root(number: int, degree: int) -> int | None:
 def _factorial(number: Fraction) -> Fraction | None:
     if number.denominator != 1 or number < 0:
         return None
-    if number > 2 and number * math.log2(number) > 2 * MAX_BITS:
+    if number.numerator * number.numerator.bit_length() > 2 * MAX_BITS:
         raise TooLarge
     return Fraction(math.factorial(int(number)))
 

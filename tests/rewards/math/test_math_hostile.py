@@ -13,6 +13,7 @@ HOSTILE = {
     "tower in a fraction": r"\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}",
     "factorials": "((9!)!)!",
     "factorial": "(10^7)!",
+    "factorial of a factorial": "1,234!!",
     "binomial": r"\binom{100000000}{50000000}",
     "negative power": "2^{-9999999999}",
     "sum": r"\sum_{k=1}^{10000000}\frac{1}{k}",
