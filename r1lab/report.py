@@ -1,5 +1,6 @@
 """Tables: a run's base against its final policy, and two evaluations against each other, split by split."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -25,6 +26,15 @@ ROWS = {
 }
 COLUMNS = ("base", "final", "final_reflection_banned")
 """The evaluations of a run, in the order of a table."""
+
+
+def mean_and_range(values: Sequence[float | None]) -> str:
+    """A share over seeds: the mean, and the range where there are several; "-" where no seed has it."""
+    known = [value for value in values if value is not None and value == value]
+    if not known:
+        return "-"
+    mean = f"{statistics.mean(known):.1%}"
+    return mean if len(known) == 1 else f"{mean} [{min(known):.1%}, {max(known):.1%}]"
 
 
 def table_rows(result: dict[str, float]) -> dict[str, str]:

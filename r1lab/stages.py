@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,13 @@ from typing import Any
 from accelerate import PartialState
 
 MARKER = "stage.json"
+
+
+def check_stages(stages: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError for a stage that is not one of the recipe's."""
+    for stage in stages:
+        if stage not in known:
+            raise ValueError(f"stages: unknown stage {stage!r}; use some of {', '.join(known)}")
 
 
 def read_marker(directory: str | Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import TrlParser
 
+from r1lab.report import mean_and_range
 from r1lab.trace import load_run, read_completions
 from r1lab.trace.curves import COLOURS
 from rewards import language_consistency_reward
@@ -255,7 +256,7 @@ def build_tables(zero: Sequence[dict], r1: Sequence[dict], distilled: Sequence[d
         f"one language, last {LAST_STEPS} steps": lambda rl: rl["late_language_consistency"],
     }
     for label, read in forms.items():
-        lines.append(f"| {label} | {' | '.join(_percents([read(rl) for rl in phase]) for phase in phases)} |")
+        lines.append(f"| {label} | {' | '.join(mean_and_range([read(rl) for rl in phase]) for phase in phases)} |")
     lines += ["", "| RL steps to a held-out accuracy of | R1-Zero | R1 |", "|---|---|---|"]
     for threshold in zero[0]["steps_to"]:
         cells = [", ".join(_step(run["steps_to"][threshold]) for run in runs) for runs in (zero, r1)]
@@ -265,20 +266,11 @@ def build_tables(zero: Sequence[dict], r1: Sequence[dict], distilled: Sequence[d
 
 def _model_cells(models: Sequence[dict], splits: Sequence[str]) -> str:
     cells = [", ".join(map(str, dict.fromkeys(model["rl_steps"] for model in models)))]
-    cells += [_percents([model[split]["accuracy"] for model in models]) for split in splits]
-    cells += [_percents([model["mean"][name] for model in models]) for name in ("greedy_accuracy", "format")]
-    cells += [_percents([model[LANGUAGE] for model in models])]
+    cells += [mean_and_range([model[split]["accuracy"] for model in models]) for split in splits]
+    cells += [mean_and_range([model["mean"][name] for model in models]) for name in ("greedy_accuracy", "format")]
+    cells += [mean_and_range([model[LANGUAGE] for model in models])]
     cells += [f"{statistics.mean(model['mean']['mean_length'] for model in models):.0f}"]
     return " | ".join(cells)
-
-
-def _percents(values: Sequence[float | None]) -> str:
-    """The mean, and the range over seeds where there are several."""
-    known = [value for value in values if value is not None and value == value]
-    if not known:
-        return "-"
-    mean = f"{statistics.mean(known):.1%}"
-    return mean if len(known) == 1 else f"{mean} [{min(known):.1%}, {max(known):.1%}]"
 
 
 def _step(step: int | None) -> str:

@@ -26,7 +26,16 @@ from typing import Any
 import pretrain
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from r1 import check_resume, print_evaluations, read_traces, reinforce, run_command, sample_traces
+from r1 import STAGES as R1_STAGES
+from r1 import (
+    StagedRecipe,
+    check_resume,
+    print_evaluations,
+    read_traces,
+    reinforce,
+    run_command,
+    sample_traces,
+)
 from r1_zero import RECIPES, ScriptArguments, build_accelerator, build_engine, build_evaluator
 from sft import SFTArguments, fine_tune
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,7 +45,7 @@ from r1lab.config import GRPOConfig, at_least
 from r1lab.loading import load_policy, load_prompts
 from r1lab.reject import RejectConfig
 from r1lab.run import RunConfig
-from r1lab.stages import read_marker, remove_stage, run_stage
+from r1lab.stages import check_stages, read_marker, remove_stage, run_stage
 from r1lab.tasks.tokenizer import build_tokenizer
 from rewards import language_consistency_reward, load_reward
 
@@ -61,9 +70,7 @@ class DistillArguments:
     stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Of {', '.join(STAGES)}."})
 
     def __post_init__(self) -> None:
-        for stage in self.stages:
-            if stage not in STAGES:
-                raise ValueError(f"stages: unknown stage {stage!r}; use some of {', '.join(STAGES)}")
+        check_stages(self.stages, STAGES)
         at_least(self, "student_num_steps", 1)
         at_least(self, "student_tokens_per_batch", 1)
 
@@ -121,7 +128,7 @@ def find_teacher(name: str) -> tuple[str, str]:
         ValueError: a run of r1.py that has not finished.
     """
     directory = Path(name)
-    if any((directory / stage).is_dir() for stage in ("cold_start", "rl", "rejection", "final_rl")):
+    if any((directory / stage).is_dir() for stage in R1_STAGES):
         marker = read_marker(directory / "final_rl")
         if marker is None:
             raise ValueError(f"teacher {name!r}: the run's last stage, final_rl, has not finished; run r1.py again")
@@ -157,21 +164,8 @@ def _with_language(reward: Callable) -> tuple[Callable, list[float]]:
     return judge, shares
 
 
-class Distillation:
+class Distillation(StagedRecipe):
     """The four stages over one output directory."""
-
-    def __init__(
-        self,
-        script: ScriptArguments,
-        run_config: RunConfig,
-        config: GRPOConfig,
-        args: DistillArguments,
-        sft: SFTArguments,
-        reject_config: RejectConfig,
-    ):
-        self.script, self.run_config, self.config, self.args = script, run_config, config, args
-        self.sft, self.reject_config = sft, reject_config
-        self.directory = Path(run_config.output_dir)
 
     def run(self) -> dict[str, Any]:
         """Runs what is left of the named stages. Returns what `results.json` holds."""

@@ -45,7 +45,7 @@ from r1lab.loading import load_policy, load_prompts
 from r1lab.reject import KEPT, RejectConfig, Sample, count_verdicts, reject, rows_of
 from r1lab.rollout import SamplingParams
 from r1lab.run import Interrupted, RunConfig
-from r1lab.stages import read_marker, remove_stage, run_stage
+from r1lab.stages import check_stages, read_marker, remove_stage, run_stage
 from r1lab.tasks.cold_start import load_cold_start
 from r1lab.types import Prompt
 from rewards import load_reward
@@ -75,29 +75,31 @@ class R1Arguments:
     final_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
 
     def __post_init__(self) -> None:
-        for stage in self.stages:
-            if stage not in STAGES:
-                raise ValueError(f"stages: unknown stage {stage!r}; use some of {', '.join(STAGES)}")
+        check_stages(self.stages, STAGES)
         at_least(self, "final_max_steps", 1)
         if self.cold_start_num_epochs is not None:
             at_least(self, "cold_start_num_epochs", 1)
 
 
-class R1:
-    """The four stages over one output directory."""
+class StagedRecipe:
+    """The settings of a recipe whose stages share one output directory; `args`: the recipe's own."""
 
     def __init__(
         self,
         script: ScriptArguments,
         run_config: RunConfig,
         config: GRPOConfig,
-        args: R1Arguments,
+        args: Any,
         sft: SFTArguments,
         reject_config: RejectConfig,
     ):
         self.script, self.run_config, self.config, self.args = script, run_config, config, args
         self.sft, self.reject_config = sft, reject_config
         self.directory = Path(run_config.output_dir)
+
+
+class R1(StagedRecipe):
+    """The four stages over one output directory."""
 
     def run(self) -> dict[str, Any]:
         """Runs what is left of the named stages. Returns what `results.json` holds."""

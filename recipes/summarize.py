@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from r1lab.report import COLUMNS, table_rows
+from r1lab.report import COLUMNS, mean_and_range, table_rows
 from r1lab.trace.curves import plot_curves
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -44,21 +44,13 @@ def build_table(seeds: list[dict]) -> str:
         lines += ["", f"**{split}** ({base['num_problems']} held-out problems, {len(seeds)} seeds)", ""]
         lines += ["| | base | after RL | after RL, reflection banned |", "|---|---|---|---|"]
         for label, key in table_rows(base).items():
-            cells = [_cell([seed[column][split].get(key) for seed in seeds]) for column in COLUMNS]
+            cells = [mean_and_range([seed[column][split].get(key) for seed in seeds]) for column in COLUMNS]
             # A bar in a label would end the cell.
             label = label.replace("|", "\\|")
             lines.append(f"| {label} | {' | '.join(cells)} |")
         lengths = [f"{statistics.mean(seed[column][split]['mean_length'] for seed in seeds):.0f}" for column in COLUMNS]
         lines.append(f"| mean length, tokens | {' | '.join(lengths)} |")
     return "\n".join(lines)
-
-
-def _cell(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None and value == value]
-    if not known:
-        return "-"
-    mean = f"{statistics.mean(known):.1%}"
-    return mean if len(known) == 1 else f"{mean} [{min(known):.1%}, {max(known):.1%}]"
 
 
 def main(args: SummaryArguments) -> None:

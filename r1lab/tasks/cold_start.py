@@ -15,9 +15,10 @@ from itertools import combinations
 
 from datasets import Dataset
 
+from r1lab.tasks.corpus import write_attempt
 from r1lab.tasks.countdown import Problem, draw_problem, scan_pairs
 from r1lab.tasks.datasets import MAX_REPEATS, TASKS
-from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, render, work_out
+from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, render
 
 COLD_START_TASKS = ("pick_two", "countdown")
 MAX_GUESSES = 2
@@ -32,7 +33,7 @@ def write_trace(rng: random.Random, problem: Problem) -> str | None:
     tries = _search(rng, problem)
     if not 2 <= len(tries) <= MAX_TRIES:
         return None
-    work = " wait ".join(f"{work_out(one)} off {distance(one, problem.target)} ." for one in tries)
+    work = " wait ".join(write_attempt(one, problem.target) for one in tries)
     return f"<think> {work} yes </think> <answer> {render(tries[-1])} </answer>"
 
 

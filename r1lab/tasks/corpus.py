@@ -124,7 +124,8 @@ def _search(rng: random.Random, problem: Problem) -> list[Expression]:
     return candidates[: hit + 1]
 
 
-def _attempt(expression: Expression, target: int) -> str:
+def write_attempt(expression: Expression, target: int) -> str:
+    """A try worked out, and its check unless a step is forbidden: `3 + 5 = 8 off 1 .`"""
     off = distance(expression, target)
     return f"{work_out(expression)} ." if off is None else f"{work_out(expression)} off {off} ."
 
@@ -147,7 +148,7 @@ def _solve(rng: random.Random, problem: Problem, habit: str) -> tuple[str, Expre
         if len(tries) > 2 and rng.random() < GIVE_UP:
             tries = tries[: rng.randint(2, len(tries) - 1)]
         separator = " wait "
-    work = separator.join(_attempt(expression, problem.target) for expression in tries)
+    work = separator.join(write_attempt(expression, problem.target) for expression in tries)
     verdict = "yes" if distance(tries[-1], problem.target) == 0 else "no"
     return f"{work} {verdict}", tries[-1]
 
@@ -184,7 +185,7 @@ def _list_attempts(rng: random.Random) -> str:
         tries = [_guess(rng, problem), *_scan(problem)]
     else:
         tries = _guesses(rng, problem, MAX_GUESSES_LISTED)
-    work = " ".join(_attempt(attempt, problem.target) for attempt in tries)
+    work = " ".join(write_attempt(attempt, problem.target) for attempt in tries)
     return f"User : try {amount} of {_write(problem.numbers)} to make {problem.target} . Assistant : {work}"
 
 
@@ -204,7 +205,7 @@ def _last_step(rng: random.Random) -> str:
         answer = random_expression(rng, [first, numbers[2]])
         if (target := evaluate(answer)) <= MAX_TARGET:
             break
-    work = f"{_attempt(answer, target)} yes"
+    work = f"{write_attempt(answer, target)} yes"
     return f"User : use {first} {numbers[2]} to make {target} . Assistant : {_lay_out(rng, work, render(answer))}"
 
 
@@ -235,7 +236,7 @@ def _does_it_make(rng: random.Random, subject: Expression) -> str:
     if rng.random() < 0.3 and distance(subject, 0) is not None:
         target = evaluate(subject)
     answer = "yes" if distance(subject, target) == 0 else "no"
-    work = f"{_attempt(subject, target)} {answer}"
+    work = f"{write_attempt(subject, target)} {answer}"
     return f"User : does {render(subject)} make {target} ? Assistant : {_lay_out(rng, work, answer)}"
 
 
