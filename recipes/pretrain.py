@@ -34,14 +34,14 @@ class PretrainConfig:
     """Settings of a pretraining run."""
 
     output_dir: str = field(default="runs/base", metadata={"help": "Where the checkpoint and its card go."})
-    num_steps: int = field(default=1900, metadata={"help": "Optimiser steps."})
+    num_steps: int = field(default=2200, metadata={"help": "Optimiser steps."})
     tokens_per_batch: int = field(default=5120, metadata={"help": "Tokens a step, padding included, per process."})
     muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak Muon learning rate (matrices)."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak AdamW learning rate (the rest)."})
     warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
     decay_share: float = field(default=0.4, metadata={"help": "Last share of the run, in which the rate falls to 0."})
     weight_decay: float = field(default=0.05, metadata={"help": "Muon weight decay."})
-    drill_steps: int = field(default=700, metadata={"help": "Steps of the opening part, mostly drills."})
+    drill_steps: int = field(default=800, metadata={"help": "Steps of the opening part, mostly drills."})
     drill_first: float = field(default=0.6, metadata={"help": "Share of drills in the opening part."})
     drill: float = field(default=0.3, metadata={"help": "Share of drills afterwards."})
     routing_bias_speed: float = field(default=1e-3, metadata={"help": "Speed gamma of the routing bias update."})

@@ -3,7 +3,7 @@
     python recipes/probe.py [--model_name_or_path DIR] [--task pick_two] [--num_problems 300] [--num_samples 8]
 
 RL can only amplify a habit that pays, so look here before a run: is an attempt worked out right (`arithmetic`), is its
-distance to the target right (`distance`), is a step that the game forbids refused (`refuses`), does a hit get its 'yes'
+distance to the target right (`distance`), are its steps those that the game allows (`legal`), does a hit get its 'yes'
 and a miss none (`yes_on_hit`, `yes_on_miss`), is the last attempt the answer that is handed in (`copy`), and is it made
 of the given numbers (`given`)?
 """
@@ -21,7 +21,7 @@ from r1lab.evaluate import find_answer
 from r1lab.loading import EVAL_SEED, load_policy
 from r1lab.rollout import RolloutEngine, SamplingParams
 from r1lab.tasks import TASKS, encode_prompts, load_task
-from r1lab.tasks.expressions import Expression, distance
+from r1lab.tasks.expressions import Expression, ForbiddenStepError, evaluate
 from r1lab.trace.reflection import parse_attempts
 from rewards.countdown import SIGNS, ExpressionError, check_expression, parse_expression
 
@@ -43,7 +43,7 @@ class ProbeArguments:
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion."})
 
 
-SKILLS = ("arithmetic", "distance", "refuses", "yes_on_hit", "yes_on_miss", "copy", "given")
+SKILLS = ("arithmetic", "distance", "legal", "yes_on_hit", "yes_on_miss", "copy", "given")
 
 
 def probe_text(text: str, columns: dict) -> dict[str, list[bool]]:
@@ -56,22 +56,32 @@ def probe_text(text: str, columns: dict) -> dict[str, list[bool]]:
             value = game_value(attempt.expression)
         except ExpressionError:
             continue
-        if value is None:
-            shown["refuses"].append(attempt.value is None)
-        else:
+        shown["legal"].append(value is not None)
+        if value is not None:
             shown["arithmetic"].append(value == attempt.value)
         shown["given"].append(
             check_expression(attempt.expression, numbers, target, columns["num_used"]) in RIGHT_NUMBERS
         )
-        if attempt.value is not None:
-            shown["distance"].append(attempt.off == abs(attempt.value - target))
+        shown["distance"].append(attempt.off == abs(attempt.value - target))
         verdict = re.match(r"[ .]*(\w+)", text[attempt.end :])
         if verdict:
             shown["yes_on_hit" if attempt.off == 0 else "yes_on_miss"].append(verdict[1] == "yes")
     answer = find_answer(text)
     if attempts and answer is not None:
-        shown["copy"].append(answer.split() == attempts[-1].expression.split())
+        shown["copy"].append(_does_the_same(answer, attempts[-1].expression))
     return shown
+
+
+def _does_the_same(answer: str, attempt: str) -> bool:
+    """Whether an answer is what the attempt worked out: of the same numbers, and worth the same."""
+    try:
+        return game_value(answer) == game_value(attempt) and _numbers(answer) == _numbers(attempt)
+    except ExpressionError:
+        return False
+
+
+def _numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"[0-9]+", text))
 
 
 def game_value(text: str) -> int | None:
@@ -86,7 +96,10 @@ def game_value(text: str) -> int | None:
             return None
         raise
     plain = re.sub(r"(?<![0-9])0+(?=[0-9])", "", text.translate(SIGNS)).strip()  # 05 is a number, but not Python's
-    return distance(_read_node(ast.parse(plain, mode="eval").body), 0)
+    try:
+        return evaluate(_read_node(ast.parse(plain, mode="eval").body))
+    except ForbiddenStepError:
+        return None
 
 
 def _read_node(node: ast.expr) -> Expression:

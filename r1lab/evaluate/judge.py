@@ -23,13 +23,13 @@ class Judged:
     is_correct: bool
     """By the strict reward: the answer stands where it should and is right."""
     is_correct_blind: bool
-    """Format-blind: the last thing offered as an answer, in whatever form, is right. Of a program: as `is_correct`."""
+    """Format-blind: the last thing offered as an answer, in whatever form, is right."""
     is_well_formed: bool
-    """The think and answer template; of a program: there is one."""
+    """The think and answer template; of a program that stands alone or in a fence: there is one."""
     answer: str | None
     """What votes in maj@k; None: no answer, or a program."""
-    num_tokens: int
-    is_truncated: bool
+    num_tokens: int = 0
+    is_truncated: bool = False
 
 
 def find_answer(text: str) -> str | None:
@@ -79,20 +79,23 @@ def _judge_group(prompt: Prompt, group: Sequence[Completion], decode, reward: Re
     stops = prompt.columns.get("stop_sequences") or []
     cuts = [cut_at_stop(_text(prompt, completion, decode, bool(stops)), stops) for completion in group]
     texts = [text for text, _ in cuts]
+    are_correct = _score(texts, prompt, reward)
+    if is_code(prompt.columns):
+        judged = _judge_programs(texts, are_correct, prompt, reward)
+    else:
+        judged = [_judge_text(text, right, prompt.columns) for text, right in zip(texts, are_correct, strict=True)]
+    for one, completion, (_, has_stopped) in zip(judged, group, cuts, strict=True):
+        one.num_tokens = len(completion.token_ids)
+        one.is_truncated = completion.finish_reason == "length" and not has_stopped
+    return judged
+
+
+def _score(texts: Sequence[str], prompt: Prompt, reward: RewardFunction) -> list[bool]:
+    """Whether the strict reward of each completion is 1."""
     columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
     stub = prompt.columns.get("stub") or prompt.text
-    scores = reward(prompts=[stub] * len(texts), completions=texts, completion_ids=None, **columns)
-    judge = _judge_program if is_code(prompt.columns) else _judge_text
-    return [
-        judge(
-            text,
-            prompt.columns,
-            is_correct=score == 1.0,
-            num_tokens=len(completion.token_ids),
-            is_truncated=completion.finish_reason == "length" and not has_stopped,
-        )
-        for (text, has_stopped), score, completion in zip(cuts, scores, group, strict=True)
-    ]
+    scores = reward(prompts=[stub] * len(texts), completions=list(texts), completion_ids=None, **columns)
+    return [score == 1.0 for score in scores]
 
 
 def _text(prompt: Prompt, completion: Completion, decode, is_continuation: bool) -> str:
@@ -102,14 +105,25 @@ def _text(prompt: Prompt, completion: Completion, decode, is_continuation: bool)
     return decode([*prompt.token_ids, *completion.token_ids])[len(decode(prompt.token_ids)) :]
 
 
-def _judge_program(text: str, columns: dict[str, Any], *, is_correct: bool, **facts: Any) -> Judged:
-    has_program = extract_code(text, columns.get("entry_point")) is not None
-    return Judged(text, is_correct, is_correct, has_program, None, **facts)
+def _judge_programs(texts: list[str], are_correct: list[bool], prompt: Prompt, reward: RewardFunction) -> list[Judged]:
+    offered = [find_answer(text) or text for text in texts]
+    are_blind = _score(offered, prompt, reward) if offered != texts else are_correct
+    entry_point = prompt.columns.get("entry_point")
+    return [
+        Judged(text, right, right or blind, _is_well_formed_program(text, entry_point), None)
+        for text, right, blind in zip(texts, are_correct, are_blind, strict=True)
+    ]
 
 
-def _judge_text(text: str, columns: dict[str, Any], *, is_correct: bool, **facts: Any) -> Judged:
+def _is_well_formed_program(text: str, entry_point: str | None) -> bool:
+    if "<think>" in text or ("```" not in text and find_answer(text) is not None):
+        return format_reward(completions=[text]) == [1.0]
+    return extract_code(text, entry_point) is not None
+
+
+def _judge_text(text: str, is_correct: bool, columns: dict[str, Any]) -> Judged:
     answer = find_answer(text)
     if answer is None and columns.get("numbers") is None:
         answer = extract_answer(text, "lenient")
     is_blind = is_correct or judge_answer(answer, columns)
-    return Judged(text, is_correct, is_blind, format_reward(completions=[text]) == [1.0], answer, **facts)
+    return Judged(text, is_correct, is_blind, format_reward(completions=[text]) == [1.0], answer)

@@ -10,15 +10,12 @@ Problems come from the training split only.
 """
 
 import random
-from collections.abc import Iterator
-from itertools import combinations
 
 from datasets import Dataset
 
-from r1lab.tasks.corpus import write_attempt
-from r1lab.tasks.countdown import Problem, draw_problem, scan_pairs
+from r1lab.tasks.countdown import Problem, draw_problem, guess, scan_pairs, scan_triple
 from r1lab.tasks.datasets import MAX_REPEATS, TASKS
-from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, render
+from r1lab.tasks.expressions import Expression, distance, render
 
 COLD_START_TASKS = ("pick_two", "countdown")
 MAX_GUESSES = 2
@@ -33,7 +30,7 @@ def write_trace(rng: random.Random, problem: Problem) -> str | None:
     tries = _search(rng, problem)
     if not 2 <= len(tries) <= MAX_TRIES:
         return None
-    work = " wait ".join(write_attempt(one, problem.target) for one in tries)
+    work = " wait ".join(map(problem.write_attempt, tries))
     return f"<think> {work} yes </think> <answer> {render(tries[-1])} </answer>"
 
 
@@ -97,26 +94,6 @@ def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
     """What there is to try, in reading order; with four Countdown numbers or more, which are hundreds, some guesses."""
     if problem.family == "pick_two":
         return scan_pairs(problem.numbers)
-    if len(problem.numbers) <= 3:
-        return list(dict.fromkeys(_in_reading_order(list(problem.numbers), problem.target)))
-    return [random_expression(rng, list(problem.numbers)) for _ in range(rng.randint(1, MAX_RANDOM))]
-
-
-def _in_reading_order(parts: list[Expression], target: int) -> Iterator[Expression]:
-    """Each pair is combined in each way, until two parts are left: they are combined so as to come nearest."""
-    if len(parts) == 2:
-        yield min(_combinations(*parts), key=lambda one: abs(evaluate(one) - target))
-        return
-    for i, j in combinations(range(len(parts)), 2):
-        rest = [part for k, part in enumerate(parts) if k not in (i, j)]
-        for combined in _combinations(parts[i], parts[j]):
-            yield from _in_reading_order([combined, *rest], target)
-
-
-def _combinations(left: Expression, right: Expression) -> Iterator[Expression]:
-    """The allowed ways to combine two parts, the larger one first where the order matters."""
-    larger, smaller = (left, right) if evaluate(left) >= evaluate(right) else (right, left)
-    for op in OPS:
-        pair = (larger, smaller) if op in "-/" else (left, right)
-        if combine(op, *map(evaluate, pair)) is not None:
-            yield (op, *pair)
+    if len(problem.numbers) == 3:
+        return list(dict.fromkeys(scan_triple(problem)))
+    return [guess(rng, problem) for _ in range(rng.randint(1, MAX_RANDOM))]

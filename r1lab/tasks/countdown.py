@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations
 
-from r1lab.tasks.expressions import Expression, combine, evaluate, random_expression
+from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, work_out
 
 MAX_NUMBER = {"pick_two": 20, "countdown": 12}
 MAX_TARGET = 40
@@ -53,6 +53,14 @@ class Problem:
         """The problem's split, "test" or "train", the same for every order of the numbers."""
         return split_of(f"{self.family} {sorted(self.numbers)} {self.target}")
 
+    def miss(self, expression: Expression) -> int:
+        """How far an expression is off the target; 0 is a hit."""
+        return distance(expression, self.target)
+
+    def write_attempt(self, expression: Expression) -> str:
+        """A try worked out, and its check: `3 + 5 = 8 , 8 * 7 = 56 off 24 .`"""
+        return f"{work_out(expression)} off {self.miss(expression)} ."
+
 
 def draw_problem(rng: random.Random, family: str, n: int, split: str) -> Problem:
     """A random problem of `n` numbers from one split.
@@ -84,3 +92,32 @@ def scan_pairs(numbers: tuple[int, ...]) -> list[Expression]:
         if combine("-", high, low) is not None:
             candidates.append(("-", high, low))
     return candidates
+
+
+def finish(left: Expression, right: Expression, target: int) -> Expression:
+    """The two parts combined so as to come nearest to the target: people have a feeling for the last step."""
+    orders = [(op, *pair) for op in OPS for pair in ((left, right), (right, left))]
+    allowed = [draw for draw in orders if combine(draw[0], evaluate(draw[1]), evaluate(draw[2])) is not None]
+    return min(allowed, key=lambda draw: distance(draw, target))
+
+
+def guess(rng: random.Random, problem: Problem) -> Expression:
+    """A try at a Countdown problem: a draw of the rules, its last step replaced by the one that comes nearest."""
+    _, left, right = random_expression(rng, list(problem.numbers))
+    if isinstance(left, int):
+        left, right = right, left
+    return finish(left, right, problem.target)
+
+
+def scan_triple(problem: Problem) -> list[Expression]:
+    """Tries at a Countdown problem of three numbers in reading order: each pair combined in each way, and finished with
+    the third. If the problem can be solved, one of them does."""
+    tries = []
+    for i, j in combinations(range(3), 2):
+        rest = problem.numbers[3 - i - j]
+        high, low = sorted((problem.numbers[i], problem.numbers[j]), reverse=True)
+        for op in OPS:
+            first = (op, high, low) if op in "-/" else (op, problem.numbers[i], problem.numbers[j])
+            if combine(*first) is not None:
+                tries.append(finish(first, rest, problem.target))
+    return tries

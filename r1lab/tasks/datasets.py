@@ -8,13 +8,15 @@ from datasets import Dataset
 from r1lab.tasks.arithmetic import draw_question
 from r1lab.tasks.countdown import draw_problem
 from r1lab.tasks.expressions import render
+from r1lab.tasks.programs import draw_riddle
 
 TASKS: dict[str, dict[int, float]] = {
     "pick_two": {3: 0.55, 4: 0.40, 5: 0.05},
     "countdown": {3: 0.6, 4: 0.4},
     "arithmetic": {3: 0.5, 4: 0.5},
+    "program": {1: 0.3, 2: 0.7},
 }
-"""Task -> share of each difficulty (how many numbers) in training."""
+"""Task -> share of each difficulty (how many numbers; of a program: operations) in training."""
 
 
 MAX_REPEATS = 2000
@@ -41,7 +43,22 @@ def _arithmetic_row(rng: random.Random, n: int, split: str) -> dict:
     return {"prompt": question.prompt, "solution": str(question.answer), "difficulty": n}
 
 
-_ROWS = {"pick_two": _search_row("pick_two"), "countdown": _search_row("countdown"), "arithmetic": _arithmetic_row}
+def _program_row(rng: random.Random, num_operations: int, split: str) -> dict:
+    riddle = draw_riddle(rng, num_operations, split)
+    return {
+        "prompt": riddle.prompt,
+        "solution": riddle.solution.source,
+        "tests": riddle.tests,
+        "difficulty": num_operations,
+    }
+
+
+_ROWS = {
+    "pick_two": _search_row("pick_two"),
+    "countdown": _search_row("countdown"),
+    "arithmetic": _arithmetic_row,
+    "program": _program_row,
+}
 
 
 def load_task(name: str, split: str, num_rows: int, seed: int, difficulty: int | None = None) -> Dataset:

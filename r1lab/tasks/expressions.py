@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 MAX_VALUE = 100
 OPS = "+-*/"
-FAILS = "fails"
-"""What is written for the value of a forbidden step."""
 
 Expression = int | tuple[str, "Expression", "Expression"]
 
@@ -45,12 +43,9 @@ def evaluate(expression: Expression) -> int:
     return value
 
 
-def distance(expression: Expression, target: int) -> int | None:
-    """How far the expression is off the target, or None where a step is forbidden."""
-    try:
-        return abs(evaluate(expression) - target)
-    except ForbiddenStepError:
-        return None
+def distance(expression: Expression, target: int) -> int:
+    """How far the expression is off the target. Raises ForbiddenStepError as `evaluate` does."""
+    return abs(evaluate(expression) - target)
 
 
 def render(expression: Expression, *, nested: bool = False) -> str:
@@ -62,37 +57,24 @@ def render(expression: Expression, *, nested: bool = False) -> str:
     return f"( {text} )" if nested else text
 
 
-def reductions(expression: Expression) -> Iterator[Expression]:
-    """The expression, then itself with its leftmost innermost operation worked out, and so on down to a number.
-
-    Raises ForbiddenStepError where the next step is forbidden.
-    """
-    yield expression
-    while not isinstance(expression, int):
-        expression = _reduce_once(expression)
-        yield expression
-
-
-def _reduce_once(expression: Expression) -> Expression:
+def _steps(expression: Expression) -> Iterator[str]:
+    if isinstance(expression, int):
+        return
     op, left, right = expression
-    if not isinstance(left, int):
-        return (op, _reduce_once(left), right)
-    if not isinstance(right, int):
-        return (op, left, _reduce_once(right))
-    return evaluate(expression)
+    yield from _steps(left)
+    yield from _steps(right)
+    yield f"{evaluate(left)} {op} {evaluate(right)} = {evaluate(expression)}"
 
 
 def work_out(expression: Expression) -> str:
-    """The chain of equalities from the expression to its value: `( 3 + 5 ) * 7 = 8 * 7 = 56`.
+    """One operation after the other, innermost and leftmost first: `3 + 5 = 8 , 8 * 7 = 56`. A number is left as it is.
 
-    It ends at a forbidden step: `( 9 / 2 ) + 3 = fails`.
+    Each step needs only the results in sight, so what to do next can be decided by looking at them; a chain that
+    begins with the whole expression (`( 3 + 5 ) * 7 = 8 * 7 = 56`) has to be decided before anything is worked out.
+
+    Raises ForbiddenStepError as `evaluate` does.
     """
-    chain = []
-    try:
-        chain.extend(map(render, reductions(expression)))
-    except ForbiddenStepError:
-        chain.append(FAILS)
-    return " = ".join(chain)
+    return " , ".join(_steps(expression)) or str(expression)
 
 
 def random_expression(rng: random.Random, numbers: list[int], ops: str = OPS) -> Expression:
@@ -114,16 +96,4 @@ def random_expression(rng: random.Random, numbers: list[int], ops: str = OPS) ->
             parts.append(part)
             values.append(value)
         else:
-            return parts[0]
-
-
-def random_slip(rng: random.Random, numbers: list[int]) -> Expression:
-    """A random expression that uses each of `numbers` (two or more) once and has a forbidden step."""
-    while True:
-        parts: list[Expression] = list(numbers)
-        while len(parts) > 1:
-            left = parts.pop(rng.randrange(len(parts)))
-            right = parts.pop(rng.randrange(len(parts)))
-            parts.append((rng.choice(OPS), left, right))
-        if distance(parts[0], 0) is None:
             return parts[0]

@@ -12,7 +12,8 @@ SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 SYMBOLS = list("+-*/=().,:?")
 WORDS = ["User", "Assistant", "pick", "use", "two", "all", "of", "to", "make", "what", "is", "does", "off", "yes", "no"]
-WORDS += ["wait", "maybe", "so", "the", "answer", "try", "i", "think", "pairs", "fails"]
+WORDS += ["wait", "maybe", "so", "the", "answer", "try", "i", "think", "pairs", "join", "write", "and", "def"]
+WORDS += ["f", "x", "return"]
 WORD_PATTERN = r"</?\w+>|\d+|[A-Za-z]+|\S"
 
 

@@ -7,10 +7,10 @@ without equations shows none of them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
-from r1lab.trace.attempts import Equation, parse_equations
+from r1lab.trace.attempts import Attempt, Equation, parse_attempts, parse_equations
 
 ENUMERATION_LENGTH = 4
 """So many tries in a row that go through the candidates in order; of tries in random order one row in 24 does."""
@@ -46,7 +46,10 @@ def given_numbers(prompt: str) -> list[str] | None:
 
 
 def find_behaviours(
-    text: str, numbers: Sequence[str] | None = None, equations: Sequence[Equation] | None = None
+    text: str,
+    numbers: Sequence[str] | None = None,
+    equations: Sequence[Equation] | None = None,
+    tries: Sequence[Attempt] | None = None,
 ) -> Behaviours:
     """The behaviours of a completion. Time is linear in the text; nothing raises.
 
@@ -56,12 +59,12 @@ def find_behaviours(
     equations = parse_equations(text) if equations is None else equations
     if not equations:
         return Behaviours(False, False, False, False)
-    tries = [one for one in equations if one.off is not None]
+    tries = parse_attempts(text, equations) if tries is None else tries
     return Behaviours(
         verification=bool(tries) or _works_out_again(equations),
         backtracking=any(one.off != 0 and one.expression != after.expression for one, after in zip(tries, tries[1:])),
         enumeration=_goes_in_order(tries, numbers),
-        subgoals=_builds_on_a_result(equations, numbers or ()),
+        subgoals=_builds_on_a_result(equations, set(numbers or ())),
     )
 
 
@@ -84,7 +87,7 @@ def _works_out_again(equations: Sequence[Equation]) -> bool:
     return False
 
 
-def _goes_in_order(tries: Sequence[Equation], numbers: Sequence[str] | None) -> bool:
+def _goes_in_order(tries: Sequence[Attempt], numbers: Sequence[str] | None) -> bool:
     if len(tries) < ENUMERATION_LENGTH:
         return False
     if numbers is None:
@@ -116,7 +119,7 @@ def _place(expression: str, places: dict[str, list[int]]) -> tuple[int, int, int
     return low, high, _OPS.index(step[2].translate(_SIGNS))
 
 
-def _builds_on_a_result(equations: Sequence[Equation], numbers: Sequence[str]) -> bool:
+def _builds_on_a_result(equations: Sequence[Equation], numbers: Set[str]) -> bool:
     results: set[str] = set()
     for one in equations:
         if not results.isdisjoint(_OPERAND.findall(one.expression)):
@@ -126,5 +129,5 @@ def _builds_on_a_result(equations: Sequence[Equation], numbers: Sequence[str]) -
     return False
 
 
-def _written(value: int | float | None) -> str:
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:g}"
+def _written(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

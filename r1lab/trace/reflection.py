@@ -133,14 +133,15 @@ def _look_at(texts: Sequence[str], is_correct: Iterable[bool], prompts: Sequence
     for text, right, prompt in zip(texts, is_correct, prompts, strict=True):
         reflections = find_reflections(text)
         equations: list[Equation] = parse_equations(text)
+        attempts = parse_attempts(text, equations, reflections)
         looks.append(
             _Look(
                 prompt=prompt,
                 is_correct=bool(right),
                 length=len(text.split()),
                 keywords={reflection.keyword for reflection in reflections},
-                attempts=parse_attempts(text, equations, reflections),
-                behaviours=find_behaviours(text, numbers[prompt], equations),
+                attempts=attempts,
+                behaviours=find_behaviours(text, numbers[prompt], equations, attempts),
             )
         )
     return looks

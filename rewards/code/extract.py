@@ -2,20 +2,23 @@
 
 import re
 
-from rewards.text import final_section
+from rewards.text import answer_block, final_section
 
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n]*$", re.MULTILINE)
 PYTHON_NAMES = ("", "python", "python3", "py")
 
 
 def extract_code(completion: str, entry_point: str | None = None) -> str | None:
-    """The program that a completion offers: its last Python block between code fences, after the thinking.
+    """The program that a completion offers: its last Python block between code fences, in the answer tags where there
+    is one pair of them, else after the thinking.
 
     With entry_point, the last block that defines that function, if one does: an example of its use may follow it. A
     block that is cut off at the end of the text counts. Text without any fence is a program itself. None when the
     thinking does not end, when it ends more than once, or when there are only blocks in other languages.
     """
-    section = final_section(completion)
+    section = answer_block(completion)
+    if section is None:
+        section = final_section(completion)
     if section is None:
         return None
     blocks = code_blocks(section)

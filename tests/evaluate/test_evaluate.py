@@ -16,6 +16,7 @@ from r1lab.evaluate import (
 )
 from r1lab.tasks.tokenizer import build_tokenizer
 from r1lab.types import Completion, Prompt
+from rewards import code_reward
 
 
 def _judged(
@@ -180,3 +181,19 @@ def test_a_split_is_sampled_and_decoded_greedily():
 def test_the_ablation_bans_exactly_the_reflective_words_of_the_vocabulary():
     tokenizer = build_tokenizer()
     assert tokenizer.convert_ids_to_tokens(list(reflection_token_ids(tokenizer))) == ["wait"]
+
+
+def test_programs_are_judged_in_any_form():
+    texts = {
+        1: "<think> x </think> <answer> def f ( x ) : return x + 1 </answer>",
+        2: "so the answer is def f ( x ) : return x + 1",
+        3: "def f ( x ) : return x + 1",
+        4: "<think> x </think> <answer> def f ( x ) : return x + 2 </answer>",
+        5: "so the answer is 5",
+    }
+    tests = [{"type": "call", "entry_point": "f", "args": [1], "expected": 2}]
+    prompt = Prompt("write f ( 1 ) = 2", [9], {"tests": tests})
+    (judged,) = judge_completions([prompt], [[_complete(i) for i in texts]], lambda ids: texts[ids[0]], code_reward)
+    assert [one.is_correct for one in judged] == [True, False, True, False, False]
+    assert [one.is_correct_blind for one in judged] == [True, True, True, False, False]
+    assert [one.is_well_formed for one in judged] == [True, False, True, True, False]

@@ -31,23 +31,28 @@ def test_no_expression(text):
         game_value(text)
 
 
-def test_skills_of_a_search_that_refuses_a_step():
-    work = "( 9 / 2 ) + 3 = fails . wait ( 9 - 2 ) * 3 = 7 * 3 = 21 off 14 . no"
-    text = f"{work} </think> <answer> ( 9 - 2 ) * 3 </answer>"
+def test_skills_of_a_search():
+    work = "9 / 2 = 4 , 4 + 3 = 7 off 0 . wait 9 - 2 = 7 , 7 * 3 = 21 off 14 . no"
+    text = f"{work} </think> <answer> 3 * ( 9 - 2 ) </answer>"
     shown = probe_text(text, COLUMNS)
     assert shown == {
         "arithmetic": [True],
-        "distance": [True],
-        "refuses": [True],
-        "yes_on_hit": [],
-        "yes_on_miss": [False, False],
+        "distance": [True, True],
+        "legal": [False, True],
+        "yes_on_hit": [False],
+        "yes_on_miss": [False],
         "copy": [True],
         "given": [True, True],
     }
 
 
 def test_skills_that_are_missing():
-    shown = probe_text("9 / 2 = 4 off 3 . yes 9 - 2 = fails . yes <answer> 9 - 3 </answer>", COLUMNS)
-    assert shown["refuses"] == [False] and shown["arithmetic"] == [False]
-    assert shown["yes_on_miss"] == [True, True] and shown["distance"] == [True] and shown["copy"] == [False]
+    shown = probe_text("9 - 2 = 4 off 3 . yes 9 - 2 = 7 off 1 . yes <answer> 9 - 3 </answer>", COLUMNS)
+    assert shown["legal"] == [True, True] and shown["arithmetic"] == [False, True]
+    assert shown["yes_on_miss"] == [True, True] and shown["distance"] == [True, False] and shown["copy"] == [False]
     assert shown["given"] == [False, False]  # not all of the numbers
+
+
+@pytest.mark.parametrize(("answer", "is_copy"), [("9 - 2", True), ("5 + 2", False), ("2 + 9", False), ("9 -", False)])
+def test_an_answer_is_copied_from_the_last_attempt(answer, is_copy):
+    assert probe_text(f"9 - 2 = 7 off 0 . yes <answer> {answer} </answer>", COLUMNS)["copy"] == [is_copy]

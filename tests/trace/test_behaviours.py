@@ -23,7 +23,7 @@ def shown(text, numbers=None):
         ("3 + 5 = 8 off 0 . 3 - 5 = 2 off 6", {"verification"}),  # a hit: nothing was abandoned
         ("3 + 5 = 8 off 2 . 7 + 3 = 10 off 0", {"verification", "backtracking"}),
         ("3 + 5 = 8 off 2 . 3 + 5 = 8 off 2", {"verification"}),  # the same try again
-        ("9 / 2 = fails . 9 - 2 = 7 off 0", {"verification", "backtracking"}),
+        ("3 + 5 = 8 , 8 * 7 = 56 off 2 . 3 - 5 = 2 , 2 * 7 = 14 off 0", {"verification", "backtracking", "subgoals"}),
         ("16 - 7 = 9 , 9 * 2 = 18", {"subgoals"}),
         ("16 - 7 = 9 . So 9 * 2 = 18. Check: 18 / 2 = 9", {"subgoals", "verification"}),
         ("12 + 30 = 42 , check 42 - 30 = 12", {"subgoals", "verification"}),
@@ -60,6 +60,7 @@ def tries(*expressions):
         (["14 + 6", "14 + 13", "14 - 6", "14 - 13"], False),
         (["14 + 6", "14 - 6", "14 + 13"], False),  # too few
         (["14 + 6", "14 - 6", "14 + 99", "14 + 19", "6 + 13"], False),  # not given
+        (["14 + 6 = 20 , 20 * 13", "14 - 6 = 8 , 8 * 13", "14 * 6 = 84 , 84 - 13", "13 + 14 = 27 , 27 * 6"], True),
         (["( 14 + 6 ) * 13", "( 14 - 6 ) * 13", "13 * ( 14 * 6 )", "( 13 + 14 ) / 6"], True),
     ],
 )

@@ -258,13 +258,13 @@ def test_trained_completions_are_shaded_by_entropy_and_difference(tmp_path):
     assert shown["entropy"][0] == "/" * len(trained.entropies) and shown["entropy"][1] is None
 
 
-def test_a_rewarded_completion_whose_last_try_fails_is_a_suspect(tmp_path):
+def test_a_rewarded_completion_whose_last_try_misses_is_a_suspect(tmp_path):
     run = write_run(tmp_path / "run", num_steps=1)
-    text = "<think> 6 / 5 = fails . no </think> <answer> 3 + 5 </answer>"
+    text = "<think> 6 - 5 = 1 off 7 . no </think> <answer> 3 + 5 </answer>"
     tokenizer = write_tokenizer(tmp_path / "tokenizer.json", [text, WRONG])
     write_completions(run, 1, [build_group("3 5 6 target 8", [text, WRONG], [1, 0], tokenizer)])
     (suspect,) = find_suspects(read_source(run))
-    assert "its last try fails, by its own working" in suspect.reasons
+    assert "its last try is off by 7, by its own check" in suspect.reasons
 
 
 def test_empty_run(tmp_path, capsys):

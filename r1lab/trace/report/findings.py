@@ -74,8 +74,6 @@ def _missed_last_try(shape: _Shape) -> str | None:
     attempts = parse_attempts(shape.text)
     if not attempts or attempts[-1].off == 0:
         return None
-    if attempts[-1].value is None:
-        return "its last try fails, by its own working"
     return f"its last try is off by {attempts[-1].off:g}, by its own check"
 
 

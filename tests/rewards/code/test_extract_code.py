@@ -17,6 +17,9 @@ CASES = {
     "no code after thinking": ("<think>```python\nx = 1\n```</think>\nnone", "\nnone"),
     "endless thinking": ("<think>```python\nx = 1\n```", None),
     "thinking that ends twice": ("<think></think>```python\nx = 1\n```</think>", None),
+    "in answer tags": ("<think>x</think> <answer>x = 1</answer>", "x = 1"),
+    "a block in answer tags": ("<answer>\n```python\nx = 1\n```\n</answer> ```\nx = 2\n```", "x = 1\n"),
+    "two answers": ("<answer>x = 1</answer> <answer>x = 2</answer>", "<answer>x = 1</answer> <answer>x = 2</answer>"),
     "empty": ("", ""),
     "windows line ends": ("```python\r\nx = 1\r\n```\r\n", "x = 1\r\n"),
 }
