@@ -20,6 +20,9 @@ class LogpsModel(nn.Module):
     def __init__(self, policy: nn.Module):
         super().__init__()
         self.policy = policy
+        # DDP looks these up on the module that it wraps.
+        ignored = getattr(policy, "_ddp_params_and_buffers_to_ignore", ())
+        self._ddp_params_and_buffers_to_ignore = [f"policy.{name}" for name in ignored]
 
     def forward(
         self,

@@ -4,6 +4,7 @@ DeepSeek-V3 report, section 2.1.2. T = tokens, D = hidden, E = routed experts, F
 K = experts per token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +86,20 @@ class RoutedExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * inner, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, inner))
 
-    def forward(self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor) -> torch.Tensor:
-        """Weighted sum of the chosen experts' outputs, [T, D]."""
-        return ops.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        topk_idx_TK: torch.Tensor,
+        topk_weights_TK: torch.Tensor,
+        shared_experts: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Weighted sum of the chosen experts' outputs plus the shared experts' output, [T, D].
+
+        The shared experts come as an argument because experts on other processes are waited for meanwhile
+        (`r1lab.parallel.expert_parallel`).
+        """
+        routed_TD = ops.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
+        return routed_TD + shared_experts(x_TD)
 
 
 class DeepseekMoE(nn.Module):
@@ -113,7 +125,7 @@ class DeepseekMoE(nn.Module):
         """
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_TE, topk_idx_TK, topk_weights_TK = self.gate(x_TD)
-        y_BTD = self.experts(x_TD, topk_idx_TK, topk_weights_TK).view_as(x_BTD) + self.shared_experts(x_BTD)
+        y_BTD = self.experts(x_TD, topk_idx_TK, topk_weights_TK, self.shared_experts).view_as(x_BTD)
         if not self.training:
             return y_BTD, None
         token_mask_T = None if token_mask_BT is None else token_mask_BT.flatten()
