@@ -181,6 +181,8 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     shares_prefixes = True
     """`hidden_states` takes `shared_B` and `at_BT`, and computes no padding."""
+    has_spread_experts = False
+    """Whether this process holds only a share of the experts (`r1lab.parallel.expert_parallel` sets it)."""
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__(config)
@@ -239,7 +241,12 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
         return output.last_hidden_state
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As in transformers, but the config names the public architecture, which vLLM and converters look up."""
+        """As in transformers, but the config names the public architecture, which vLLM and converters look up.
+
+        Raises ValueError when the experts are spread over processes and `state_dict` does not bring them together.
+        """
+        if self.has_spread_experts and kwargs.get("state_dict") is None:
+            raise ValueError("this process holds a share of the experts; save with state_dict=full_state_dict(policy)")
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.config.architectures = [DeepseekV3ForCausalLM.__name__]

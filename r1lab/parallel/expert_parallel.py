@@ -141,9 +141,12 @@ def parallelize_experts(
     check_agreement(groups, _signature(layers, placements, dispatch_dtype, combine_dtype))
     names = {module: name for name, module in policy.named_modules()}
     for layer, placement in zip(layers, placements):
-        hops = _build_hops(groups, placement, Payload(dispatch_dtype), Payload(combine_dtype), names[layer])
+        hops = _build_hops(
+            groups, placement, Payload(dispatch_dtype), Payload(combine_dtype), names[layer] or "experts"
+        )
         layer.experts = ParallelExperts(layer.experts, placement, groups, hops)
     _hide_from_ddp(policy)
+    policy.has_spread_experts = True
     return policy
 
 

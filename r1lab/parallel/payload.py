@@ -52,8 +52,7 @@ def pack_fp8(x_ND: torch.Tensor) -> torch.Tensor:
     """x [N, D] -> uint8 [N, D + ceil(D / 128)]: E4M3 numbers, then each tile's scale.
 
     A scale is the smallest power of two that brings the tile's largest magnitude to E4M3's 448 or less, sent as its
-    biased exponent in one byte; packing what was unpacked changes nothing. A tile that holds an infinity or a NaN
-    arrives with NaNs.
+    biased exponent in one byte; packing what was unpacked changes nothing. An infinity arrives as NaN.
     """
     tiles_NSL = _tiles(x_ND.float())
     largest_NS = tiles_NSL.abs().amax(-1)
@@ -61,6 +60,8 @@ def pack_fp8(x_ND: torch.Tensor) -> torch.Tensor:
     exponent_NS = (exponent_NS - (mantissa_NS == 0.5).int()).clamp(-_EXPONENT_BIAS, _EXPONENT_BIAS)
     exponent_NS = torch.where(largest_NS.isfinite(), exponent_NS, 0)
     scaled_NSL = torch.ldexp(tiles_NSL, -exponent_NS.unsqueeze(-1))
+    # The cast would make an infinity 448, a number like any other.
+    scaled_NSL = scaled_NSL.masked_fill(~tiles_NSL.isfinite(), torch.nan)
     values_ND = scaled_NSL.flatten(1)[:, : x_ND.shape[1]].to(torch.float8_e4m3fn)
     scales_NS = (exponent_NS + _EXPONENT_BIAS).to(torch.uint8)
     return torch.cat([values_ND.contiguous().view(torch.uint8), scales_NS], dim=1)

@@ -11,6 +11,11 @@ def read_weights(model: torch.nn.Module, num_positions: int) -> DecodeWeights:
     Raises ValueError when the model has something that the decoders do not compute.
     """
     config, base = model.config, model.model
+    if getattr(model, "has_spread_experts", False):
+        raise ValueError(
+            "the policy's experts are spread over processes; load full_state_dict(policy) of "
+            "r1lab.parallel.expert_parallel into a whole policy, and sample from that"
+        )
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act={config.hidden_act!r}: the engine computes 'silu' only; use HFRolloutEngine")
     rope_type = (config.rope_parameters or {}).get("rope_type", "default")
