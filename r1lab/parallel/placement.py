@@ -163,12 +163,15 @@ class ReplicaChoice:
 
     def __init__(self, placement: Placement) -> None:
         slots = placement.slots_of_expert
+        self.is_identity = placement.expert_of_slot == tuple(range(placement.num_experts))
         most = max(len(own) for own in slots)
         self.slot_ER = torch.tensor([own + own[:1] * (most - len(own)) for own in slots])
         self.copies_E = torch.tensor([len(own) for own in slots])
 
     def slots(self, topk_idx_TK: torch.Tensor, offset: int) -> torch.Tensor:
         """Expert numbers [T, K] -> slot numbers [T, K]; `offset` lets ranks begin with different copies."""
+        if self.is_identity:
+            return topk_idx_TK
         device = topk_idx_TK.device
         slot_ER, expert_P = self.slot_ER.to(device), topk_idx_TK.flatten()
         if slot_ER.shape[1] == 1:

@@ -79,7 +79,17 @@ def wrap_fsdp(policy: nn.Module) -> nn.Module:
     return fully_shard(policy, mesh=mesh, ignored_params=experts)
 
 
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {"ddp": wrap_ddp, "fsdp2": wrap_fsdp}
+def wrap_checkpointed(policy: nn.Module) -> nn.Module:
+    """The backward computes each layer, and so its exchanges, a second time."""
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    return DistributedDataParallel(policy)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "ddp": wrap_ddp,
+    "fsdp2": wrap_fsdp,
+    "checkpointed": wrap_checkpointed,
+}
 
 
 def message_of(call: Callable[[], object]) -> str:
