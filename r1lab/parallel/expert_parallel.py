@@ -2,14 +2,18 @@
 
     groups = build_expert_groups(ep_size=4)              # under torchrun or accelerate launch
     parallelize_experts(policy, groups, dispatch_dtype="fp8", combine_dtype="bf16")
-    model = DistributedDataParallel(policy)
+    model = DistributedDataParallel(policy, broadcast_buffers=False)
     # or fully_shard(policy, ignored_params=expert_parameters(policy))
 
 Each process keeps its own tokens and all other weights, and the slots of some experts. Every process must do the same
 number of forward passes (with or without gradient) and backward passes, since its experts serve the others' tokens; a
 process without tokens passes [0, D]. Gradients come out as means over all processes, as DDP's and FSDP's do: those of
 an expert are divided by the size of its group, summed over its redundant copies and averaged over the groups, in each
-backward pass. DDP leaves the experts alone by itself, FSDP2 when told as above.
+backward pass. DDP leaves the experts alone by itself, FSDP2 when told as above. Clip with `clip_grad_norm_`, save with
+`full_state_dict`, load before spreading or with `load_full_state_dict`.
+
+A process that ends or hangs ends the others with an ExpertGroupError that names their group, within the timeout given
+to `build_expert_groups`; give `init_process_group` the same for the exchanges that are not ours.
 
 Suffixes: T = tokens, K = experts per token, P = pairs, D = hidden, S = slots of this process, F = expert intermediate.
 """

@@ -43,7 +43,8 @@ def train(directory: str, mode: str, timeout: timedelta) -> None:
         start, states = checkpoint.step, checkpoint.state["optimizers"]
         print(f"rank {dist.get_rank()} goes on after step {start}", flush=True)
     parallelize_experts(policy.train(), build_expert_groups(dist.get_world_size(), timeout=timeout))
-    model = torch.nn.parallel.DistributedDataParallel(policy)
+    # As in the recipes; the buffers are the same everywhere, and the first to meet a lost rank would be DDP.
+    model = torch.nn.parallel.DistributedDataParallel(policy, broadcast_buffers=False)
     optimizer = make_optimizer(model.parameters())
     if states is not None:
         optimizer.load_state_dict(states[dist.get_rank()])
