@@ -2,8 +2,8 @@
 CUDA tensors where Triton is installed, else the reference.
 
 T = tokens, D = hidden, E = experts, F = expert intermediate, K = experts per token, V = vocabulary. All ops but
-mla_decode and sampling are differentiable once (first derivatives), and go through torch.compile, DDP and FSDP as
-torch.library ops.
+mla_decode, sampling and those on E4M3 numbers are differentiable once (first derivatives), and go through
+torch.compile, DDP and FSDP as torch.library ops; `r1lab.precision` has the gradients of products in E4M3.
 """
 
 import functools
@@ -18,8 +18,8 @@ from r1lab.kernels import cpu, reference  # noqa: F401  importing `cpu` register
 from r1lab.kernels.build import load_extension
 
 __all__ = [
-    "has_kernel", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "random_uniform", "rms_norm", "rope",
-    "sampling", "token_logps",
+    "dequantize_tiles", "has_kernel", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "quantize_tiles",
+    "random_uniform", "rms_norm", "rope", "sampling", "scaled_gemm", "token_logps",
 ]  # fmt: skip
 
 
@@ -237,6 +237,49 @@ def random_uniform(stream_B: Tensor, index_B: Tensor) -> Tensor:
     return reference.random_uniform(stream_B, index_B)
 
 
+def quantize_tiles(x_MK: Tensor, tile_rows: int, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """Tile-wise quantisation to E4M3 (DeepSeek-V3 report, section 3.3.2); see `reference.quantize_tiles` for the rule.
+
+    x: [M, K], any strides; tile_rows: 1 for 1x128 tiles (activations, gradients), 128 for 128x128 blocks (weights).
+    Returns q E4M3 [M, K] and scale fp32 [ceil(M / tile_rows), ceil(K / 128)]; tiles at the edges may be smaller.
+    Raises ValueError on another number of dimensions or of rows, TypeError when x is not a floating-point tensor.
+    """
+    if x_MK.dim() != 2:
+        raise ValueError(f"x_MK has shape {tuple(x_MK.shape)}: expected [M, K]; flatten the leading dimensions")
+    if tile_rows not in (1, reference.TILE):
+        raise ValueError(f"tile_rows={tile_rows}: expected 1 or {reference.TILE}")
+    if not x_MK.is_floating_point() or x_MK.dtype.itemsize < 2:
+        raise TypeError(f"x_MK is {x_MK.dtype}: expected float32, bfloat16 or float16")
+    if _use_e4m3_kernel(x_MK):
+        return _gpu().quantize_tiles(x_MK, tile_rows, power_of_two)
+    return reference.quantize_tiles(x_MK, tile_rows, power_of_two)
+
+
+def dequantize_tiles(q_MK: Tensor, scale: Tensor, tile_rows: int) -> Tensor:
+    """q * scale, fp32 [M, K], for what `quantize_tiles` returned.
+
+    Raises ValueError or TypeError when scale or the dtypes do not fit.
+    """
+    _check_tiles("q_MK", q_MK, "scale", scale, (tile_rows,))
+    return reference.dequantize_tiles(q_MK, scale, tile_rows)
+
+
+def scaled_gemm(a_MK: Tensor, a_scale_MG: Tensor, b_NK: Tensor, b_scale: Tensor) -> Tensor:
+    """a @ b.T of two matrices in E4M3 with their scales, fp32 [M, N] (DeepSeek-V3 report, section 3.3.2).
+
+    a [M, K] has scales of 1x128 tiles, [M, ceil(K / 128)]; b [N, K] those of 1x128 tiles or of 128x128 blocks,
+    [ceil(N / 128), ceil(K / 128)]. Sums are fp32, promoted every 128 of K; see `reference.scaled_gemm`.
+    Raises ValueError on shapes, TypeError on dtypes that do not fit.
+    """
+    _check_tiles("a_MK", a_MK, "a_scale_MG", a_scale_MG, (1,))
+    _check_tiles("b_NK", b_NK, "b_scale", b_scale, (1, reference.TILE))
+    if a_MK.shape[1] != b_NK.shape[1]:
+        raise ValueError(f"a_MK has shape {tuple(a_MK.shape)}, b_NK {tuple(b_NK.shape)}: expected the same K")
+    if _use_e4m3_kernel(a_MK, b_NK):
+        return _gpu().scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
+    return reference.scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
+
+
 @torch.compiler.assume_constant_result
 def _is_extension_loaded() -> bool:
     return load_extension()
@@ -278,6 +321,13 @@ def _use_gpu_kernel(*tensors: Tensor) -> bool:
     return False
 
 
+def _use_e4m3_kernel(*tensors: Tensor) -> bool:
+    """Tensor cores multiply E4M3 numbers from compute capability 8.9 on."""
+    if any(tensor.device.type != "cuda" for tensor in tensors) or not _is_triton_usable():
+        return False
+    return torch.cuda.get_device_capability(tensors[0].device) >= (8, 9)
+
+
 @functools.cache
 def _warn_of_reference(dtypes: str) -> None:
     warnings.warn(f"r1lab: no GPU kernel for {dtypes} in one call, using the slower PyTorch reference", stacklevel=3)
@@ -289,6 +339,20 @@ def _check_range(name: str, values: Tensor, end: int) -> None:
     low, high = (value.item() for value in values.aminmax())
     if low < 0 or high >= end:
         raise ValueError(f"{name} holds {low if low < 0 else high}; expected 0..{end - 1}")
+
+
+def _check_tiles(name: str, q_MK: Tensor, scale_name: str, scale: Tensor, tile_rows: tuple[int, ...]) -> None:
+    if q_MK.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(q_MK.shape)}: expected two dimensions")
+    if q_MK.dtype != torch.float8_e4m3fn or scale.dtype != torch.float32:
+        raise TypeError(f"{name} is {q_MK.dtype}, {scale_name} {scale.dtype}: expected float8_e4m3fn and float32")
+    M, K = q_MK.shape
+    expected = [(-(-M // rows), -(-K // reference.TILE)) for rows in tile_rows]
+    if tuple(scale.shape) not in expected:
+        raise ValueError(
+            f"{scale_name} has shape {tuple(scale.shape)}: expected {' or '.join(map(str, expected))}, one scale for "
+            f"each tile of {name} {tuple(q_MK.shape)}"
+        )
 
 
 def _check_attention(

@@ -9,12 +9,14 @@ from r1lab.kernels.gpu.mla_attention import mla_attention
 from r1lab.kernels.gpu.mla_decode import mla_decode
 from r1lab.kernels.gpu.moe_experts import moe_experts
 from r1lab.kernels.gpu.moe_gate import moe_gate
+from r1lab.kernels.gpu.quantize_tiles import quantize_tiles
 from r1lab.kernels.gpu.rms_norm import rms_norm
 from r1lab.kernels.gpu.rope import rope
 from r1lab.kernels.gpu.sampling import random_uniform, sampling
+from r1lab.kernels.gpu.scaled_gemm import scaled_gemm
 from r1lab.kernels.gpu.token_logps import token_logps
 
 __all__ = [
-    "mla_attention", "mla_decode", "moe_experts", "moe_gate", "random_uniform", "rms_norm", "rope", "sampling",
-    "token_logps",
+    "mla_attention", "mla_decode", "moe_experts", "moe_gate", "quantize_tiles", "random_uniform", "rms_norm", "rope",
+    "sampling", "scaled_gemm", "token_logps",
 ]  # fmt: skip
