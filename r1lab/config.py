@@ -77,6 +77,13 @@ class GRPOConfig:
         default=1e-3,
         metadata={"help": "Speed gamma of the aux-loss-free balancing bias (DeepSeek-V3, 2.1.2); 0 = off."},
     )
+    fp8: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute linear layers and experts in FP8 (DeepSeek-V3, section 3.3); rollouts read the weights "
+            "rounded alike."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of prompts and sampling."})
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1lab.config import GRPOConfig
 from r1lab.model import PolicyForCausalLM
+from r1lab.precision import is_fp8_config, load_fp8_pretrained
 from r1lab.tasks import TASKS, encode_prompts, load_task
 from r1lab.types import Prompt
 
@@ -35,8 +36,8 @@ def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
     """The policy and its tokenizer, in fp32 on the CPU.
 
     `name` is a checkpoint directory, a `.gguf` file (dequantised) or a hub id. DeepSeek-V3 checkpoints load as our
-    `PolicyForCausalLM`, everything else as transformers' `AutoModelForCausalLM`. Dropout is off: the loss compares the
-    policy that sampled with the one that trains.
+    `PolicyForCausalLM` (a directory in FP8 dequantised), everything else as transformers' `AutoModelForCausalLM`.
+    Dropout is off: the loss compares the policy that sampled with the one that trains.
 
     Raises:
         LoadingError: nothing there, or not a causal language model.
@@ -53,7 +54,10 @@ def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
         config = AutoConfig.from_pretrained(name, **location)
         is_ours = config.model_type == "deepseek_v3"
         model_class = PolicyForCausalLM if is_ours else AutoModelForCausalLM
-        policy = model_class.from_pretrained(name, dtype=torch.float32, **location)
+        if is_ours and path.is_dir() and is_fp8_config(config):
+            policy = load_fp8_pretrained(path)
+        else:
+            policy = model_class.from_pretrained(name, dtype=torch.float32, **location)
         tokenizer = AutoTokenizer.from_pretrained(name, **location)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

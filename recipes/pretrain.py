@@ -25,6 +25,7 @@ from trl import TrlParser
 
 from r1lab.loading import load_policy
 from r1lab.model import PolicyForCausalLM, update_routing_bias
+from r1lab.precision import enable_fp8
 from r1lab.tasks.corpus import stream_documents
 from r1lab.tasks.tokenizer import build_tokenizer
 
@@ -48,6 +49,7 @@ class PretrainConfig:
     save_steps: int = field(default=250, metadata={"help": "Save the model every so many steps."})
     logging_steps: int = field(default=20, metadata={"help": "Print the loss every so many steps."})
     init_from: str | None = field(default=None, metadata={"help": "Go on from this checkpoint of any causal LM."})
+    fp8: bool = field(default=False, metadata={"help": "Compute linear layers and experts in FP8 (V3, section 3.3)."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial weights and of the corpus."})
 
 
@@ -132,6 +134,8 @@ def main(config: PretrainConfig) -> None:
         model = PolicyForCausalLM(build_config(tokenizer))
     else:
         model, _ = load_policy(config.init_from)
+    if config.fp8:
+        enable_fp8(model)
     optimizers = build_optimizers(model, config)
     schedules = [LambdaLR(optimizer, lambda step: learning_rate_factor(step, config)) for optimizer in optimizers]
     model = accelerator.prepare(model)

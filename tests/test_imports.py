@@ -10,6 +10,7 @@ RANKS = [
     {"rewards", "r1lab.kernels"},
     {"r1lab.types", "r1lab.config"},
     {"r1lab.model", "r1lab.parallel"},
+    {"r1lab.precision"},
     {"r1lab.tasks", "r1lab.rollout", "r1lab.plan"},
     {"r1lab.grpo"},
     {"r1lab.trace", "r1lab.checkpoint", "r1lab.profile"},

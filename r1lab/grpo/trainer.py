@@ -22,6 +22,7 @@ from r1lab.grpo.collect import Collector, PromptStream, Sampler, is_informative
 from r1lab.grpo.logps import LogpsModel
 from r1lab.grpo.score import RewardFunction
 from r1lab.grpo.update import PolicyUpdater
+from r1lab.precision import enable_fp8
 from r1lab.types import Prompt, RolloutGroup
 
 
@@ -53,7 +54,7 @@ class GRPOTrainer:
         accelerator: the caller's, for 1..N processes.
 
     Raises:
-        ValueError: no prompts, or a batch that the processes cannot share evenly.
+        ValueError: no prompts, a batch that the processes cannot share evenly, or `fp8` for a policy without it.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class GRPOTrainer:
                 f"num_generations={config.num_generations}, which {accelerator.num_processes} processes cannot share; "
                 f"use a multiple of {config.num_generations * accelerator.num_processes}"
             )
+        if config.fp8:
+            enable_fp8(policy)
         self.config, self.accelerator, self.policy = config, accelerator, policy
         self.step_index = 0
         self.num_skipped = 0

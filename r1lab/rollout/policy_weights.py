@@ -1,8 +1,12 @@
-"""Reads a DeepSeek-V3 module tree (ours or transformers') into the plain tensors that the decoders take. No copies."""
+"""Reads a DeepSeek-V3 module tree (ours or transformers') into the plain tensors that the decoders take.
+
+No copies, but of weights that a policy in FP8 rounds before it multiplies: those come as rounded.
+"""
 
 import torch
 
 from r1lab.kernels.reference.decode_step import DecodeConfig, DecodeLayer, DecodeWeights
+from r1lab.precision import computed_weight
 
 
 def read_weights(model: torch.nn.Module, num_positions: int) -> DecodeWeights:
@@ -96,8 +100,7 @@ def _read_layer(layer: torch.nn.Module) -> DecodeLayer:
 
 
 def _tensor(module: torch.nn.Module, name: str = "weight") -> torch.Tensor | None:
-    tensor = getattr(module, name)
-    return None if tensor is None else tensor.detach()
+    return None if getattr(module, name) is None else computed_weight(module, name)
 
 
 def _rotary_tables(rotary_emb, rope_dim: int, num_positions: int, device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,190 @@
+"""FP8 mixed precision for a policy's linear layers and experts (V3 technical report, arXiv:2412.19437, section 3.3).
+
+All three products of a linear layer y = x W^T take E4M3 operands and sum in fp32:
+
+    fprop   y  = x W^T      x in 1x128 tiles along its features, W in 128x128 blocks
+    dgrad   dx = dy W       dy in 1x128 tiles along its features, the same W
+    wgrad   dW = dy^T x     dy and x in 128x1 tiles, along the tokens
+
+x is kept for the backward in E4M3 and tiled anew along the tokens there (section 3.5.2). Scales of activations and of
+gradients are powers of two, so that the second rounding is exact but for underflow; V3 does so for the input of the
+attention's output projection and for what is dispatched to experts (section 3.3.3). Scales of weights are not, as in
+released checkpoints. Weights, their gradients and the optimiser's state stay what they are; embedding, head, gate,
+norms and the attention core never see FP8.
+
+T = tokens, K = input features, N = output features, D, E, F as in `r1lab.kernels.ops`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from r1lab.kernels import ops
+from r1lab.kernels.reference import TILE
+from r1lab.model import PolicyForCausalLM
+from r1lab.model.moe import RoutedExperts
+
+
+def fp8_linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    """x @ weight.T + bias with all three products in E4M3; the bias is added in x's dtype, and its gradient summed so.
+
+    x: [..., K]; weight: [N, K]; bias: [N]. Returns [..., N] in x's dtype. Differentiable once.
+    Raises ValueError when the shapes do not fit.
+    """
+    if weight_NK.dim() != 2 or x.shape[-1:] != weight_NK.shape[1:]:
+        raise ValueError(f"x has shape {tuple(x.shape)}, weight_NK {tuple(weight_NK.shape)}: expected [..., K], [N, K]")
+    y = _Linear.apply(x.reshape(-1, x.shape[-1]), weight_NK).view(*x.shape[:-1], len(weight_NK))
+    return y if bias_N is None else y + bias_N
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+        x = ops.quantize_tiles(x_TK, 1, power_of_two=True)
+        weight = ops.quantize_tiles(weight_NK, TILE)
+        ctx.save_for_backward(*x, *weight)
+        ctx.dtypes = x_TK.dtype, weight_NK.dtype
+        return ops.scaled_gemm(*x, *weight).to(x_TK.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_TN: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        x_TK, x_scale, weight_NK, weight_scale = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad = ops.quantize_tiles(grad_TN, 1, power_of_two=True)
+            # Tensor cores want both operands with the inner dimension last.
+            by_input = weight_NK.t().contiguous(), weight_scale.t().contiguous()
+            grad_x = ops.scaled_gemm(*grad, *by_input).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            grad = ops.quantize_tiles(grad_TN.t(), 1, power_of_two=True)
+            x = ops.quantize_tiles(ops.dequantize_tiles(x_TK, x_scale, 1).t(), 1, power_of_two=True)
+            grad_weight = ops.scaled_gemm(*grad, *x).to(ctx.dtypes[1])
+        return grad_x, grad_weight
+
+
+def fp8_experts(
+    x_TD: torch.Tensor,
+    topk_idx_TK: torch.Tensor,
+    topk_weights_TK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor:
+    """`ops.moe_experts` with the three products of every expert in E4M3; SwiGLU and the weighted sum stay high.
+
+    Arguments and result as there. Gate and up are quantised apart, as checkpoints store them, and 128x1 tiles hold
+    tokens of one expert only. The experts run one after the other, and their loads are read by the host.
+    """
+    experts = [(*gate_up.chunk(2), down) for gate_up, down in zip(gate_up_E2FD.unbind(0), down_EDF.unbind(0))]
+    return run_experts(x_TD, topk_idx_TK, topk_weights_TK, experts, fp8_linear)
+
+
+def run_experts(
+    x_TD: torch.Tensor,
+    topk_idx_TK: torch.Tensor,
+    topk_weights_TK: torch.Tensor,
+    experts: Sequence[tuple],
+    multiply: Callable,
+) -> torch.Tensor:
+    """Weighted sum of each token's experts, [T, D], one expert after the other.
+
+    experts: (gate, up, down) of each; multiply(x [rows, K], one of those three) -> [rows, N].
+    """
+    pairs = topk_idx_TK.reshape(-1).argsort(stable=True)
+    counts = torch.bincount(topk_idx_TK.reshape(-1), minlength=len(experts)).tolist()
+    tokens = pairs // topk_idx_TK.shape[1]
+    outputs = []
+    for block, (gate, up, down) in zip(x_TD.index_select(0, tokens).split(counts), experts, strict=True):
+        outputs.append(multiply(F.silu(multiply(block, gate)) * multiply(block, up), down))
+    weighted = torch.cat(outputs) * topk_weights_TK.reshape(-1, 1).index_select(0, pairs).to(x_TD.dtype)
+    return torch.zeros_like(x_TD).index_add(0, tokens, weighted)
+
+
+class FP8Linear(nn.Linear):
+    """An `nn.Linear` whose products run in E4M3; the parameters are the same ones, in their own dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> [..., N]."""
+        return fp8_linear(x, self.weight, self.bias)
+
+
+class FP8RoutedExperts(RoutedExperts):
+    """The routed experts with their products in E4M3."""
+
+    def forward(self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor) -> torch.Tensor:
+        """As in `RoutedExperts`."""
+        return fp8_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
+
+
+_CLASSES = {nn.Linear: FP8Linear, RoutedExperts: FP8RoutedExperts}
+
+
+def enable_fp8(policy: nn.Module) -> list[str]:
+    """From now on the policy's linear layers and experts compute in FP8. Returns the names of those modules.
+
+    Only the decoder's layers change, so embedding and head stay; so do the gate and the norms, which are no linear
+    layers, and the attention core. Parameters, their names and checkpoints do not change. Safe to call twice.
+
+    Raises:
+        ValueError: not a `PolicyForCausalLM`.
+    """
+    return _replace_classes(policy, _CLASSES)
+
+
+def disable_fp8(policy: nn.Module) -> list[str]:
+    """Takes `enable_fp8` back; returns the names of the modules that it changed.
+
+    Raises:
+        ValueError: not a `PolicyForCausalLM`.
+    """
+    return _replace_classes(policy, {low: high for high, low in _CLASSES.items()})
+
+
+@contextmanager
+def fp8_computation(policy: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the policy computes in FP8; on leaving it is as before.
+
+    Raises:
+        ValueError: not a `PolicyForCausalLM`.
+    """
+    changed = enable_fp8(policy)
+    try:
+        yield policy
+    finally:
+        if changed:
+            disable_fp8(policy)
+
+
+def _replace_classes(policy: nn.Module, classes: dict[type, type]) -> list[str]:
+    if not isinstance(policy, PolicyForCausalLM):
+        raise ValueError(
+            f"FP8 needs a PolicyForCausalLM (DeepSeek-V3 models), not {type(policy).__name__}; leave FP8 off for other "
+            "models"
+        )
+    changed = []
+    for name, module in policy.model.layers.named_modules(prefix="model.layers"):
+        if type(module) in classes:
+            # The class alone changes: optimisers, wrappers and checkpoints keep the very same parameters.
+            module.__class__ = classes[type(module)]
+            changed.append(name)
+    return changed
+
+
+@torch.no_grad()
+def computed_weight(module: nn.Module, name: str = "weight") -> torch.Tensor:
+    """A module's weight as its products see it: rounded to E4M3 blocks when it computes in FP8, else as it is.
+
+    What samples for a policy that trains in FP8 reads these, and is closer to the training pass.
+    """
+    weight = getattr(module, name).detach()
+    if name == "bias" or not isinstance(module, (FP8Linear, FP8RoutedExperts)):
+        return weight
+    parts = (
+        weight.unflatten(1, (2, -1)).flatten(0, 1) if name == "gate_up_proj" else weight.view(-1, *weight.shape[-2:])
+    )
+    rounded = [ops.dequantize_tiles(*ops.quantize_tiles(part, TILE), TILE) for part in parts]
+    return torch.stack(rounded).view_as(weight).to(weight.dtype)
