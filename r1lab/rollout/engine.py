@@ -41,14 +41,16 @@ class RolloutEngine:
         backend: str = "auto",
         max_batch: int = 512,
         num_threads: int | None = None,
+        cache_dtype: str = "auto",
     ):
         """eos_token_id: token(s) that end a completion (None: the config's). pad_token_id: never needed to sample, kept
         for callers that pad. backend: "cpu" (compiled, fp32), "reference" (plain PyTorch) or "auto" (cpu where it
         applies; the environment variable R1LAB_KERNELS=reference rules it out). max_batch: the most sequences sampled
         at once; their caches take layers * max_batch * length * (kv_lora_rank + qk_rope_head_dim) floats.
-        num_threads: of the compiled decoder (None: torch's).
+        num_threads: of the compiled decoder (None: torch's). cache_dtype: "auto", the policy's, or "fp8": latents in
+        E4M3 with a scale for each 128 numbers, rotary keys as they are; the compiled decoder has no such cache.
 
-        Raises ValueError on a bad backend, max_batch or end token, or a model the decoder cannot run.
+        Raises ValueError on a bad backend, cache_dtype, max_batch or end token, or a model the decoder cannot run.
         """
         self.model = model
         self.config = model.config
@@ -58,6 +60,9 @@ class RolloutEngine:
             raise ValueError(f"max_batch={max_batch}: allow at least 1 sequence")
         self.max_batch = max_batch
         self.num_threads = num_threads
+        if cache_dtype not in ("auto", "fp8"):
+            raise ValueError(f"cache_dtype={cache_dtype!r}: use 'auto' or 'fp8'")
+        self.cache_dtype = cache_dtype
         self.backend = self._choose_backend(backend)
 
     def generate(
@@ -84,8 +89,10 @@ class RolloutEngine:
     def _choose_backend(self, backend: str) -> str:
         if backend not in ("auto", "cpu", "reference"):
             raise ValueError(f"backend={backend!r}: use 'auto', 'cpu' or 'reference'")
-        if backend == "reference":
-            return backend
+        if self.cache_dtype == "fp8" and backend == "cpu":
+            raise ValueError("cache_dtype='fp8' is not in the compiled decoder; use backend='auto' or 'reference'")
+        if backend == "reference" or self.cache_dtype == "fp8":
+            return "reference"
         weight = self.model.lm_head.weight
         fits = weight.device.type == "cpu" and weight.dtype == torch.float32
         if fits and is_cpu_decoder_available():
@@ -166,8 +173,11 @@ class _Run:
         # One slot more keeps the prompt of the completions that did not fit yet.
         self.spare_slot, self.spare_prompt = num_slots, -1
         capacity = int((lengths + limit).max())
-        decoder_class = CpuDecoder if engine.backend == "cpu" else ReferenceDecoder
-        self.decoder = decoder_class(read_weights(engine.model, capacity), num_slots + 1, capacity, engine.num_threads)
+        arguments = read_weights(engine.model, capacity), num_slots + 1, capacity, engine.num_threads
+        if engine.backend == "cpu":
+            self.decoder = CpuDecoder(*arguments)
+        else:
+            self.decoder = ReferenceDecoder(*arguments, engine.cache_dtype)
 
     @torch.no_grad()
     def sample(self, sampling: DecodeSampling) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from r1lab.kernels.reference.moe_experts import moe_experts
 from r1lab.kernels.reference.moe_gate import moe_gate
+from r1lab.kernels.reference.quantize_tiles import TILE, dequantize_tiles, quantize_tiles
 from r1lab.kernels.reference.rms_norm import rms_norm
 
 STATUS_RUNNING, STATUS_STOP, STATUS_LENGTH, STATUS_NOT_FINITE = 0, 1, 2, 3
@@ -223,18 +224,70 @@ def _feed_forward(x_MD: torch.Tensor, layer: DecodeLayer, config: DecodeConfig) 
     return y_MD
 
 
+class _PlainStore:
+    """What is cached, [layers, slots, capacity, C], in the dtype of `like`."""
+
+    def __init__(self, like: torch.Tensor, num_layers: int, num_slots: int, capacity: int, width: int):
+        self.tensors = [like.new_zeros(num_layers, num_slots, capacity, width)]
+
+    def write(self, layer: int, slot_M: torch.Tensor, position_M: torch.Tensor, x_MC: torch.Tensor) -> None:
+        self.tensors[0][layer, slot_M, position_M] = x_MC
+
+    def read(self, layer: int, slot_M: torch.Tensor, length: int) -> torch.Tensor:
+        """[M, length, C]."""
+        return self.tensors[0][layer, slot_M, :length]
+
+
+class _E4M3Store:
+    """The same in E4M3, as bytes, with the scales of 1x128 tiles, [layers, slots, capacity, ceil(C / 128)] fp32."""
+
+    def __init__(self, like: torch.Tensor, num_layers: int, num_slots: int, capacity: int, width: int):
+        shape = (num_layers, num_slots, capacity)
+        codes = like.new_zeros(*shape, width, dtype=torch.uint8)  # E4M3 tensors cannot be indexed everywhere
+        self.tensors = [codes, like.new_ones(*shape, -(-width // TILE), dtype=torch.float32)]
+        self.dtype = like.dtype
+
+    def write(self, layer: int, slot_M: torch.Tensor, position_M: torch.Tensor, x_MC: torch.Tensor) -> None:
+        q_MC, scale_MG = quantize_tiles(x_MC, 1)
+        for tensor, value in zip(self.tensors, (q_MC.view(torch.uint8), scale_MG), strict=True):
+            tensor[layer, slot_M, position_M] = value
+
+    def read(self, layer: int, slot_M: torch.Tensor, length: int) -> torch.Tensor:
+        """[M, length, C]."""
+        codes, scale = (tensor[layer, slot_M, :length].flatten(0, 1) for tensor in self.tensors)
+        numbers = dequantize_tiles(codes.view(torch.float8_e4m3fn), scale, 1)
+        return numbers.view(len(slot_M), length, -1).to(self.dtype)
+
+
 class ReferenceDecoder:
     """Latent caches for `num_slots` sequences of up to `capacity` tokens, and the step that reads and extends them.
 
     `prefill`, `fork` and `decode` are the three things the rollout engine does; `CpuDecoder` has the same three.
     """
 
-    def __init__(self, weights: DecodeWeights, num_slots: int, capacity: int, num_threads: int | None = None):
+    def __init__(
+        self,
+        weights: DecodeWeights,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        cache_dtype: str = "auto",
+    ):
+        """cache_dtype: "auto", the weights' own, or "fp8": latents in E4M3 with a scale for each 128 of a token's
+        numbers (rotary keys, which carry the positions, stay high)."""
         config = weights.config
         shape = (len(weights.layers), num_slots, capacity)
         self.weights = weights
-        self.kv_cache = weights.embed.new_zeros(*shape, config.kv_lora_rank)
-        self.pe_cache = weights.embed.new_zeros(*shape, config.qk_rope_head_dim)
+        self.kv_cache = (_E4M3Store if cache_dtype == "fp8" else _PlainStore)(
+            weights.embed, *shape, config.kv_lora_rank
+        )
+        self.pe_cache = _PlainStore(weights.embed, *shape, config.qk_rope_head_dim)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the caches of all slots take, scales included."""
+        tensors = (*self.kv_cache.tensors, *self.pe_cache.tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def prefill(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
         """Run rows through the layers, filling the caches; rows of one slot in order of position, starting where its
@@ -253,7 +306,7 @@ class ReferenceDecoder:
 
     def fork(self, source: int, slots: list[int], length: int) -> None:
         """Copy the first `length` tokens of slot `source` to other slots."""
-        for cache in (self.kv_cache, self.pe_cache):
+        for cache in (*self.kv_cache.tensors, *self.pe_cache.tensors):
             cache[:, slots, :length] = cache[:, source, None, :length]
 
     def logits(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
@@ -288,12 +341,12 @@ class ReferenceDecoder:
         q_nope_MHN, q_pe_MHR = q.unflatten(-1, (config.num_heads, -1)).split(sizes, -1)
         q_pe_MHR = _rotate(q_pe_MHR, cos[:, None], sin[:, None], config.rope_interleave)
         kv_MC, pe_MR = F.linear(x_MD, layer.kv_a, layer.kv_a_bias).split((config.kv_lora_rank, sizes[1]), -1)
-        self.kv_cache[index, slot_M, position_M] = rms_norm(kv_MC, layer.kv_a_norm, config.kv_norm_eps)
-        self.pe_cache[index, slot_M, position_M] = _rotate(pe_MR, cos, sin, config.rope_interleave)
+        self.kv_cache.write(index, slot_M, position_M, rms_norm(kv_MC, layer.kv_a_norm, config.kv_norm_eps))
+        self.pe_cache.write(index, slot_M, position_M, _rotate(pe_MR, cos, sin, config.rope_interleave))
 
         key_HNC, value_HWC = layer.kv_b.unflatten(0, (config.num_heads, -1)).split((sizes[0], config.v_head_dim), 1)
         length = int(position_M.max()) + 1
-        kv_MSC, pe_MSR = self.kv_cache[index, slot_M, :length], self.pe_cache[index, slot_M, :length]
+        kv_MSC, pe_MSR = (cache.read(index, slot_M, length) for cache in (self.kv_cache, self.pe_cache))
         q_MHC = torch.einsum("mhn,hnc->mhc", q_nope_MHN, key_HNC)
         scores_MHS = torch.einsum("mhc,msc->mhs", q_MHC, kv_MSC) + torch.einsum("mhr,msr->mhs", q_pe_MHR, pe_MSR)
         future_MS = torch.arange(length, device=x_MD.device) > position_M[:, None]
