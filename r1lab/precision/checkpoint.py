@@ -48,7 +48,7 @@ def save_fp8_pretrained(policy: PolicyForCausalLM, directory: str | Path) -> Non
         ValueError: a weight that is not finite, or that is stored in FP8 already.
     """
     directory = Path(directory)
-    if any(module.is_stored_fp8 for module in policy.modules() if hasattr(module, "is_stored_fp8")):
+    if any(getattr(module, "is_stored_fp8", False) for module in policy.modules()):
         raise ValueError("the policy's weights are stored in FP8 already; save the directory that it was loaded from")
     for name, parameter in policy.named_parameters():
         if not parameter.isfinite().all():

@@ -77,6 +77,9 @@ def main():
         for direction, name in by_target[0]:
             cells = []
             for capability, launches in zip(options.capability, by_target, strict=True):
+                if capability < case.least_capability:
+                    cells.append(f" | {f'needs sm_{case.least_capability}':<22}")
+                    continue
                 cell, fits = resources(launches[direction, name], capability)
                 cells.append(f" | {cell:<22}")
                 all_fit &= fits

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP32, E4M3 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 H100_BYTES = 3.35e12
 """Bytes a second of an H100 SXM's memory (its data sheet)."""
-H100_FLOPS = {BF16: 989e12, FP32: 67e12}
-"""Operations a second: dense bf16 on the tensor cores, fp32 on the ordinary ones."""
+H100_FLOPS = {E4M3: 1979e12, BF16: 989e12, FP32: 67e12}
+"""Operations a second: dense E4M3 and bf16 on the tensor cores, fp32 on the ordinary ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Cost:
     flops: float
     bytes: float
     dtype: torch.dtype
-    """What the operations run in: bf16 (tensor cores) or fp32."""
+    """What the operations run in: E4M3 or bf16 (tensor cores) or fp32."""
 
     @property
     def floor_us(self) -> float:
@@ -47,6 +47,8 @@ class Case:
     """(arguments, forward's outputs) -> launches the backward; None: the op has none."""
     forward_extra: tuple = ()
     """What the launch function takes beyond the public arguments."""
+    least_capability: int = 80
+    """The oldest GPUs that have what the kernel needs."""
 
     @property
     def module(self):
@@ -198,6 +200,30 @@ def sampling_case(B, V, top_k, top_p) -> Case:
     )  # fmt: skip
 
 
+def quantize_tiles_case(M, K, tile_rows) -> Case:
+    scales = -(-M // tile_rows) * -(-K // 128)
+    return Case(
+        "quantize_tiles", f"M={M} K={K} tiles {tile_rows}x128", BF16,
+        lambda device: (normal(device, BF16, M, K), tile_rows, tile_rows == 1),
+        {"forward": {"quantize": Cost(8 * M * K, 3 * M * K + 4 * scales, FP32)}},
+    )  # fmt: skip
+
+
+def scaled_gemm_case(M, N, K, b_rows) -> Case:
+    groups = -(-K // 128)
+    rows = N if b_rows == 1 else -(-N // 128)
+
+    def inputs(device):
+        a, b = torch.empty(M, K, dtype=E4M3, device=device), torch.empty(N, K, dtype=E4M3, device=device)
+        return a, torch.ones(M, groups, device=device), b, torch.ones(rows, groups, device=device)
+
+    cost = Cost(2 * M * N * K, (M + N) * K + 4 * (M + rows) * groups + 4 * M * N, E4M3)
+    return Case(
+        "scaled_gemm", f"M={M} N={N} K={K} b in {b_rows}x128", E4M3, inputs, {"forward": {"gemm": cost}},
+        least_capability=89,
+    )  # fmt: skip
+
+
 def all_cases() -> list[Case]:
     """DeepSeek-V3's layer on one GPU, then a policy of 38 M parameters."""
     return [
@@ -211,6 +237,10 @@ def all_cases() -> list[Case]:
         token_logps_case(BF16, 8192, 7168, 129280),
         sampling_case(64, 129280, 0, 1.0),
         sampling_case(64, 129280, 50, 0.9),
+        quantize_tiles_case(8192, 7168, 1),
+        quantize_tiles_case(4096, 7168, 128),
+        scaled_gemm_case(8192, 4096, 7168, 128),
+        scaled_gemm_case(2048, 7168, 8192, 1),
         rms_norm_case(FP32, 16384, 384),
         rope_case(FP32, 16384, 6, 32, True),
         mla_attention_case(FP32, [512] * 32, 6, 64, 32, 64),
@@ -218,4 +248,5 @@ def all_cases() -> list[Case]:
         moe_gate_case(16384, 16, 1, 1, 2),
         moe_experts_case(FP32, 16384, 384, 16, 256, 2),
         token_logps_case(FP32, 16384, 384, 8192),
+        scaled_gemm_case(16384, 48, 96, 128),
     ]

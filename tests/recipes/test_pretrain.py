@@ -37,3 +37,12 @@ def test_a_pretrained_base_loads_in_transformers_and_can_be_probed(tmp_path):
     probed = _run("probe.py", "--model_name_or_path", tmp_path / "base", "--num_problems", "2", "--num_samples", "2",
                   "--max_completion_length", "16")  # fmt: skip
     assert [line.split(" {")[0] for line in probed.splitlines()] == [f"pick_two n={n}" for n in (3, 4, 5)]
+
+
+def test_pretraining_in_fp8(tmp_path):
+    printed = _run("pretrain.py", *SMALL, "--fp8", "true", "--output_dir", tmp_path / "base")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert json.loads((tmp_path / "base/pretraining.json").read_text())["config"]["fp8"] is True
+    weights = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "base").state_dict()  # the weights themselves stay fp32
+    assert all(weight.dtype == torch.float32 for name, weight in weights.items() if name.endswith("proj.weight"))
