@@ -6,7 +6,8 @@ All three products of a linear layer y = x W^T take E4M3 operands and sum in fp3
     dgrad   dx = dy W       dy in 1x128 tiles along its features, the same W
     wgrad   dW = dy^T x     dy and x in 128x1 tiles, along the tokens
 
-x is kept for the backward in E4M3 and tiled anew along the tokens there (section 3.5.2). Scales of activations and of
+x, and in a feed-forward the inputs of SwiGLU, are kept for the backward in E4M3 and tiled anew along the tokens there
+(sections 3.3.3 and 3.5.2). Scales of activations and of
 gradients are powers of two, so that the second rounding is exact but for underflow; V3 does so for the input of the
 attention's output projection and for what is dispatched to experts (section 3.3.3). Scales of weights are not, as in
 released checkpoints. Weights, their gradients and the optimiser's state stay what they are; embedding, head, gate,
@@ -26,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from r1lab.kernels import ops
 from r1lab.kernels.reference import TILE
 from r1lab.model import PolicyForCausalLM
-from r1lab.model.moe import RoutedExperts
+from r1lab.model.moe import RoutedExperts, SwiGLU
 
 
 def fp8_linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
@@ -44,27 +45,85 @@ def fp8_linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
-        x = ops.quantize_tiles(x_TK, 1, power_of_two=True)
-        weight = ops.quantize_tiles(weight_NK, TILE)
-        ctx.save_for_backward(*x, *weight)
-        ctx.dtypes = x_TK.dtype, weight_NK.dtype
-        return ops.scaled_gemm(*x, *weight).to(x_TK.dtype)
+        x = _quantize(x_TK)
+        ctx.save_for_backward(*x, weight_NK)
+        ctx.dtype = x_TK.dtype
+        return ops.scaled_gemm(*x, *ops.quantize_tiles(weight_NK, TILE)).to(x_TK.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TN: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        x_TK, x_scale, weight_NK, weight_scale = ctx.saved_tensors
+        x_TK, x_scale, weight_NK = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad = ops.quantize_tiles(grad_TN, 1, power_of_two=True)
-            # Tensor cores want both operands with the inner dimension last.
-            by_input = weight_NK.t().contiguous(), weight_scale.t().contiguous()
-            grad_x = ops.scaled_gemm(*grad, *by_input).to(ctx.dtypes[0])
+            grad_x = _input_grad(grad_TN, weight_NK).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            grad = ops.quantize_tiles(grad_TN.t(), 1, power_of_two=True)
-            x = ops.quantize_tiles(ops.dequantize_tiles(x_TK, x_scale, 1).t(), 1, power_of_two=True)
-            grad_weight = ops.scaled_gemm(*grad, *x).to(ctx.dtypes[1])
+            x_by_token = _quantize(ops.dequantize_tiles(x_TK, x_scale, 1).t())
+            grad_weight = _weight_grad(grad_TN, x_by_token).to(weight_NK.dtype)
         return grad_x, grad_weight
+
+
+def fp8_swiglu(x: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor, down_DF: torch.Tensor) -> torch.Tensor:
+    """down (silu(gate x) * up x) with its nine products in E4M3; SwiGLU itself is fp32.
+
+    The inputs of SwiGLU are kept in E4M3 for the backward, which computes its output from them anew (section 3.3.3).
+    x: [..., D]; gate, up: [F, D]; down: [D, F]. Returns [..., D] in x's dtype. Differentiable once.
+    Raises ValueError when the shapes do not fit.
+    """
+    D, inner = x.shape[-1], len(gate_FD)
+    shapes = [tuple(weight.shape) for weight in (gate_FD, up_FD, down_DF)]
+    if shapes != [(inner, D), (inner, D), (D, inner)]:
+        raise ValueError(f"x has shape {tuple(x.shape)}, gate, up and down {shapes}: expected [F, D] twice and [D, F]")
+    return _SwiGLU.apply(x.reshape(-1, D), gate_FD, up_FD, down_DF).view(x.shape)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TD: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        gate_FD, up_FD, down_DF = (ops.quantize_tiles(weight, TILE) for weight in weights)
+        x = _quantize(x_TD)
+        gate_TF, up_TF = ops.scaled_gemm(*x, *gate_FD), ops.scaled_gemm(*x, *up_FD)
+        ctx.save_for_backward(*x, *_quantize(gate_TF), *_quantize(up_TF), *weights)
+        ctx.dtype = x_TD.dtype
+        return ops.scaled_gemm(*_quantize(F.silu(gate_TF) * up_TF), *down_DF).to(x_TD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *kept, gate_FD, up_FD, down_DF = ctx.saved_tensors
+        x_TD, gate_TF, up_TF = (ops.dequantize_tiles(q, scale, 1) for q, scale in zip(kept[::2], kept[1::2]))
+        needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad
+        sigmoid_TF = gate_TF.sigmoid()
+        silu_TF = gate_TF * sigmoid_TF
+        hidden_grad_TF = _input_grad(grad_TD, down_DF)
+        gate_grad_TF = hidden_grad_TF * up_TF * sigmoid_TF * (1 + gate_TF * (1 - sigmoid_TF))
+        up_grad_TF = hidden_grad_TF * silu_TF
+        grads: list[torch.Tensor | None] = [None] * 4
+        if needs_x:
+            grads[0] = (_input_grad(gate_grad_TF, gate_FD) + _input_grad(up_grad_TF, up_FD)).to(ctx.dtype)
+        if needs_gate or needs_up:
+            x_by_token = _quantize(x_TD.t())
+            grads[1] = _weight_grad(gate_grad_TF, x_by_token).to(gate_FD.dtype) if needs_gate else None
+            grads[2] = _weight_grad(up_grad_TF, x_by_token).to(up_FD.dtype) if needs_up else None
+        if needs_down:
+            grads[3] = _weight_grad(grad_TD, _quantize((silu_TF * up_TF).t())).to(down_DF.dtype)
+        return tuple(grads)
+
+
+def _quantize(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return ops.quantize_tiles(x_TK, 1, power_of_two=True)
+
+
+def _input_grad(grad_TN: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+    """dgrad: fp32 [T, K]. The weight is rounded once more rather than kept in two forms."""
+    weight, scale = ops.quantize_tiles(weight_NK, TILE)
+    # Tensor cores want both operands with the inner dimension last.
+    return ops.scaled_gemm(*_quantize(grad_TN), weight.t().contiguous(), scale.t().contiguous())
+
+
+def _weight_grad(grad_TN: torch.Tensor, x_by_token: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """wgrad: fp32 [N, K], from the quantised x^T [K, T]."""
+    return ops.scaled_gemm(*_quantize(grad_TN.t()), *x_by_token)
 
 
 def fp8_experts(
@@ -80,7 +139,7 @@ def fp8_experts(
     tokens of one expert only. The experts run one after the other, and their loads are read by the host.
     """
     experts = [(*gate_up.chunk(2), down) for gate_up, down in zip(gate_up_E2FD.unbind(0), down_EDF.unbind(0))]
-    return run_experts(x_TD, topk_idx_TK, topk_weights_TK, experts, fp8_linear)
+    return run_experts(x_TD, topk_idx_TK, topk_weights_TK, experts, fp8_swiglu)
 
 
 def run_experts(
@@ -88,18 +147,17 @@ def run_experts(
     topk_idx_TK: torch.Tensor,
     topk_weights_TK: torch.Tensor,
     experts: Sequence[tuple],
-    multiply: Callable,
+    swiglu: Callable,
 ) -> torch.Tensor:
     """Weighted sum of each token's experts, [T, D], one expert after the other.
 
-    experts: (gate, up, down) of each; multiply(x [rows, K], one of those three) -> [rows, N].
+    experts: (gate, up, down) of each; swiglu(x [rows, D], gate, up, down) -> [rows, D].
     """
     pairs = topk_idx_TK.reshape(-1).argsort(stable=True)
     counts = torch.bincount(topk_idx_TK.reshape(-1), minlength=len(experts)).tolist()
     tokens = pairs // topk_idx_TK.shape[1]
-    outputs = []
-    for block, (gate, up, down) in zip(x_TD.index_select(0, tokens).split(counts), experts, strict=True):
-        outputs.append(multiply(F.silu(multiply(block, gate)) * multiply(block, up), down))
+    blocks = x_TD.index_select(0, tokens).split(counts)
+    outputs = [swiglu(block, *weights) for block, weights in zip(blocks, experts, strict=True)]
     weighted = torch.cat(outputs) * topk_weights_TK.reshape(-1, 1).index_select(0, pairs).to(x_TD.dtype)
     return torch.zeros_like(x_TD).index_add(0, tokens, weighted)
 
@@ -112,6 +170,14 @@ class FP8Linear(nn.Linear):
         return fp8_linear(x, self.weight, self.bias)
 
 
+class FP8SwiGLU(SwiGLU):
+    """A dense feed-forward, or the shared experts, with its products in E4M3."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., D] -> [..., D]."""
+        return fp8_swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+
+
 class FP8RoutedExperts(RoutedExperts):
     """The routed experts with their products in E4M3."""
 
@@ -120,11 +186,11 @@ class FP8RoutedExperts(RoutedExperts):
         return fp8_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
 
 
-_CLASSES = {nn.Linear: FP8Linear, RoutedExperts: FP8RoutedExperts}
+_CLASSES = {nn.Linear: FP8Linear, SwiGLU: FP8SwiGLU, RoutedExperts: FP8RoutedExperts}
 
 
 def enable_fp8(policy: nn.Module) -> list[str]:
-    """From now on the policy's linear layers and experts compute in FP8. Returns the names of those modules.
+    """From now on the policy's linear layers and experts compute in FP8. Returns the names of the modules changed.
 
     Only the decoder's layers change, so embedding and head stay; so do the gate and the norms, which are no linear
     layers, and the attention core. Parameters, their names and checkpoints do not change. Safe to call twice.

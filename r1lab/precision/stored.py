@@ -4,6 +4,7 @@ E, F, D as in `r1lab.kernels.ops`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from r1lab.kernels import ops
@@ -57,7 +58,7 @@ class StoredExperts(RoutedExperts):
         Raises:
             RuntimeError: x needs a gradient.
         """
-        return run_experts(x_TD, topk_idx_TK, topk_weights_TK, self._experts(), _multiply)
+        return run_experts(x_TD, topk_idx_TK, topk_weights_TK, self._experts(), _swiglu)
 
     def _experts(self) -> list[tuple[Pair, Pair, Pair]]:
         parts = [zip(getattr(self, part), getattr(self, f"{part}_scale_inv"), strict=True) for part in _PARTS]
@@ -86,6 +87,10 @@ def store_experts(module: nn.Module, parts: dict[str, list[Pair]]) -> None:
 
 def _dequantize(pair: Pair) -> torch.Tensor:
     return ops.dequantize_tiles(*pair, TILE)
+
+
+def _swiglu(x_TD: torch.Tensor, gate: Pair, up: Pair, down: Pair) -> torch.Tensor:
+    return _multiply(F.silu(_multiply(x_TD, gate)) * _multiply(x_TD, up), down)
 
 
 def _multiply(x_TK: torch.Tensor, weight: Pair) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from r1lab.kernels import ops, reference
-from r1lab.precision import fp8_experts, fp8_linear
+from r1lab.precision import fp8_experts, fp8_linear, fp8_swiglu
 
 SHAPES = [(3, 128, 128), (130, 72, 300), (1, 1, 1), (257, 128, 48)]
 
@@ -98,16 +98,53 @@ def expert_inputs(T=37, D=40, E=5, inner=24, K=2):
     return x, idx.topk(K).indices, weights, normal(E, 2 * inner, D, seed=1) / 6, normal(E, D, inner, seed=2) / 5
 
 
-def test_experts_are_linear_layers_of_their_own():
+def swiglu_formulas(x, gate, up, down, grad):
+    """(y, dx, dgate, dup, ddown): every operand rounded, the gradients' too, and what was kept read back from E4M3."""
+    x1, gate1, up1, down1 = rounded(x), rounded(gate, 128), rounded(up, 128), rounded(down, 128)
+    g, u = x1 @ gate1.T, x1 @ up1.T
+    y = rounded(F.silu(g) * u) @ down1.T
+    g, u = rounded(g).requires_grad_(), rounded(u).requires_grad_()
+    hidden = F.silu(g) * u
+    dg, du = torch.autograd.grad(hidden, (g, u), rounded(grad) @ down1)
+    dx = rounded(dg) @ gate1 + rounded(du) @ up1
+    by_token = rounded(x1.T).T
+    return (y, dx, rounded(dg.T) @ by_token, rounded(du.T) @ by_token, rounded(grad.T) @ rounded(hidden.detach().T).T)
+
+
+@pytest.mark.parametrize("shape", [(5, 128, 128), (130, 72, 300), (1, 1, 1)], ids=str)
+def test_swiglu_is_its_formulas(shape):
+    T, D, inner = shape
+    leaves = [normal(T, D), normal(inner, D, seed=1) / 9, normal(inner, D, seed=2) / 9, normal(D, inner, seed=3) / 9]
+    grad = normal(T, D, seed=4)
+    expected = swiglu_formulas(*leaves, grad)
+    y = fp8_swiglu(*[leaf.requires_grad_() for leaf in leaves])
+    y.backward(grad)
+    for ours, theirs in zip((y, *(leaf.grad for leaf in leaves)), expected, strict=True):
+        # A gradient of gate or up that differs in its last bit may fall on the other side of a tie of E4M3.
+        assert (ours - theirs).norm() <= 2e-3 * theirs.norm() + 1e-6
+    exact = (F.silu(leaves[0] @ leaves[1].T) * (leaves[0] @ leaves[2].T)) @ leaves[3].T
+    if T > 1:
+        assert 0.01 < ((y - exact).norm() / exact.norm()).item() < 0.08
+
+
+def test_swiglu_gives_only_the_gradients_asked_for_and_keeps_leading_dimensions():
+    x, gate, up, down = normal(2, 3, 8), normal(5, 8), normal(5, 8, seed=1), normal(8, 5).requires_grad_()
+    y = fp8_swiglu(x, gate, up, down)
+    y.sum().backward()
+    assert y.shape == x.shape and down.grad is not None and gate.grad is None
+    with pytest.raises(ValueError, match=r"\[\(5, 8\), \(4, 8\), \(8, 5\)\]: expected \[F, D\] twice and \[D, F\]"):
+        fp8_swiglu(x, gate, up[:4], down)
+
+
+def test_experts_are_feed_forwards_of_their_own():
     x, idx, weights, gate_up, down = expert_inputs()
     leaves = [tensor.requires_grad_() for tensor in (x, weights, gate_up, down)]
     y = fp8_experts(x, idx, weights, gate_up, down)
     slow = torch.zeros_like(x)
     for expert in range(5):
         token, choice = (idx == expert).nonzero(as_tuple=True)
-        gate, up = fp8_linear(x[token], gate_up[expert][:24]), fp8_linear(x[token], gate_up[expert][24:])
-        out = fp8_linear(F.silu(gate) * up, down[expert]) * weights[token, choice, None]
-        slow = slow.index_add(0, token, out)
+        out = fp8_swiglu(x[token], gate_up[expert][:24], gate_up[expert][24:], down[expert])
+        slow = slow.index_add(0, token, out * weights[token, choice, None])
     assert close(y.detach(), slow.detach())
     direction = normal(*y.shape, seed=5)
     ours = torch.autograd.grad((y * direction).sum(), leaves)

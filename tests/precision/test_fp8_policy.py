@@ -9,7 +9,7 @@ from torch import nn
 from transformers import DeepseekV3ForCausalLM
 
 from r1lab.model import PolicyForCausalLM, update_routing_bias
-from r1lab.model.moe import RoutedExperts, TopkGate
+from r1lab.model.moe import RoutedExperts, SwiGLU, TopkGate
 from r1lab.precision import computed_weight, disable_fp8, enable_fp8, fp8_computation
 
 
@@ -30,9 +30,9 @@ def test_layers_change_and_sensitive_parts_stay(policy):
     names, keys = dict(policy.named_modules()), set(policy.state_dict())
     parameters = {name: id(parameter) for name, parameter in policy.named_parameters()}
     changed = enable_fp8(policy)
-    layers = [name for name, module in names.items() if isinstance(module, (nn.Linear, RoutedExperts))]
+    layers = [name for name, module in names.items() if isinstance(module, (nn.Linear, SwiGLU, RoutedExperts))]
     assert sorted(changed) == sorted(name for name in layers if name != "lm_head")
-    assert len(changed) == 2 * 5 + 3 + 1 + 3
+    assert len(changed) == 2 * 5 + 4 + 1 + 4
     assert type(policy.lm_head) is nn.Linear and type(policy.model.layers[1].mlp.gate) is TopkGate
     assert set(policy.state_dict()) == keys
     assert {name: id(parameter) for name, parameter in policy.named_parameters()} == parameters
@@ -57,7 +57,7 @@ def test_a_context_inside_an_enabled_policy_leaves_it_enabled(policy):
     enable_fp8(policy)
     with fp8_computation(policy):
         pass
-    assert len(disable_fp8(policy)) == 17 and disable_fp8(policy) == []
+    assert len(disable_fp8(policy)) == 19 and disable_fp8(policy) == []
 
 
 def test_a_copy_computes_in_fp8_too(policy):
@@ -117,3 +117,23 @@ def test_other_models_are_refused():
     for change in (enable_fp8, disable_fp8):
         with pytest.raises(ValueError, match="needs a PolicyForCausalLM .* not DeepseekV3ForCausalLM; leave FP8 off"):
             change(theirs)
+
+
+def test_less_is_kept_for_the_backward(policy):
+    """Activations in E4M3: of feed-forwards and of the inputs of linear layers, not of attention and norms."""
+
+    def kept():
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = policy(input_ids=IDS.repeat(4, 3), labels=IDS.repeat(4, 3)).loss
+        loss.backward()
+        return sum(sizes.values())
+
+    plain = kept()
+    enable_fp8(policy)
+    assert kept() < 0.85 * plain
