@@ -4,46 +4,29 @@ Parameter names, config and files are those of transformers' `DeepseekV3ForCausa
 other saved. B rows, T new tokens, S tokens in all (cached ones included), D = hidden.
 """
 
+import copy
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
 
-from r1lab.model.attention import MultiHeadLatentAttention, PolicyRMSNorm, build_attention_mask
+from r1lab.model.attention import PolicyRMSNorm, build_attention_mask
 from r1lab.model.cache import LatentCache
-from r1lab.model.moe import DeepseekMoE, RoutedExperts, SwiGLU, TopkGate
+from r1lab.model.layer import DecoderLayer
+from r1lab.model.moe import RoutedExperts, TopkGate
+from r1lab.model.mtp import MTPLayer, check_mtp_loaded, checkpoint_copies, mtp_loss, require_mtp_config
 from r1lab.model.packing import Packing, build_packing
 from r1lab.model.rope import PolicyRotaryEmbedding
 
-
-class DecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm block: attention, then a dense feed-forward (the first layers) or a mixture of experts."""
-
-    def __init__(self, config: DeepseekV3Config, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = MultiHeadLatentAttention(config, layer_idx)
-        self.is_moe = layer_idx >= config.first_k_dense_replace
-        self.mlp = DeepseekMoE(config) if self.is_moe else SwiGLU(config.hidden_size, config.intermediate_size)
-        self.input_layernorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self, x_BTD: torch.Tensor, rotary, mask=None, token_mask_BT=None, packing=None, past_key_values=None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [B, T, D] -> (x [B, T, D], sequence-wise auxiliary loss or None); arguments as in the two halves."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, past_key_values, packing)
-        normed_BTD = self.post_attention_layernorm(x_BTD)
-        if not self.is_moe:
-            return x_BTD + self.mlp(normed_BTD), None
-        y_BTD, aux_loss = self.mlp(normed_BTD, token_mask_BT, packing)
-        return x_BTD + y_BTD, aux_loss
+MAX_IGNORED_LAYERS = 8
+"""Multi-token-prediction layers of a checkpoint that are passed over in silence; released ones have 1."""
 
 
 class PolicyPreTrainedModel(PreTrainedModel):
@@ -52,12 +35,10 @@ class PolicyPreTrainedModel(PreTrainedModel):
     config_class = DeepseekV3Config
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderLayer"]
+    _no_split_modules = ["DecoderLayer", "MTPLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
-    # The multi-token-prediction layer that released V3 checkpoints carry behind the last one.
-    _keys_to_ignore_on_load_unexpected = [r"model\.layers\.61.*"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -87,12 +68,14 @@ class PolicyModelOutput(ModelOutput):
 class PolicyModel(PolicyPreTrainedModel):
     """The decoder without the head."""
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: DeepseekV3Config, with_mtp: bool = False) -> None:
         super().__init__(config)
         if config.hidden_act not in ("silu", "swish"):
             raise ValueError(f"hidden_act={config.hidden_act!r} is not supported; DeepSeek-V3 uses 'silu'")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        if with_mtp:
+            self.layers.append(MTPLayer(config, config.num_hidden_layers))
         self.norm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = PolicyRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -145,7 +128,7 @@ class PolicyModel(PolicyPreTrainedModel):
         x_BTD = self.embed_tokens(tokens) if inputs_embeds is None else tokens
         rotary = self.rotary_emb(x_BTD, position_ids)
         aux_losses = []
-        for layer in self.layers:
+        for layer in islice(self.layers, self.config.num_hidden_layers):
             x_BTD, aux_loss = layer(
                 x_BTD,
                 rotary=rotary,
@@ -172,10 +155,22 @@ def _check_shared(tokens: torch.Tensor, packing: Packing) -> None:
         raise ValueError("shared counts tokens that differ from the row above; compare the rows before sharing them")
 
 
+@dataclass
+class PolicyOutput(MoeCausalLMOutputWithPast):
+    """transformers' output, plus what ours has."""
+
+    mtp_loss: torch.Tensor | None = None
+    """Scalar: the multi-token-prediction loss, before its weight; None without one."""
+
+
 class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     """The policy with its language-model head; see the module's docstring for what it is compatible with.
 
     A config field of ours, `seq_aux_loss_alpha` (default 0.0), adds the sequence-wise balance loss in training.
+
+    with_mtp (also of `from_pretrained`) builds and loads the multi-token-prediction module, `mtp`; without it the
+    module's weights in a checkpoint are ignored, and `config.num_mtp_layers` says 0, as a later save then has none.
+    Raises ValueError when it is asked for and the config or the checkpoint has none.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -184,9 +179,14 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     has_spread_experts = False
     """Whether this process holds only a share of the experts (`r1lab.parallel.expert_parallel` sets it)."""
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: DeepseekV3Config, with_mtp: bool = False) -> None:
+        if with_mtp:
+            require_mtp_config(config)
+        elif config.num_mtp_layers:
+            config = copy.deepcopy(config)
+            config.num_mtp_layers = 0
         super().__init__(config)
-        self.model = PolicyModel(config)
+        self.model = PolicyModel(config, with_mtp)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # Loads are counted per process; DistributedDataParallel would overwrite them with rank 0's at each forward.
@@ -194,6 +194,31 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
             name for name, _ in self.named_buffers() if name.endswith("expert_load_E")
         ]
         self.post_init()
+        # Released checkpoints carry the module behind the last layer, with copies of the embedding and the head.
+        first, shared = config.num_hidden_layers, r"\.(embed_tokens|shared_head\.head)\.weight"
+        extra = "|".join(str(i) for i in range(first, first + MAX_IGNORED_LAYERS))
+        self._keys_to_ignore_on_load_unexpected = {rf"^model\.layers\.({extra}){shared if with_mtp else ''}"}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, with_mtp: bool = False, output_loading_info: bool = False, **kwargs
+    ):
+        """As in transformers; with_mtp: see the class."""
+        if not with_mtp:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=output_loading_info, **kwargs
+            )
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, with_mtp=True, output_loading_info=True, **kwargs
+        )
+        check_mtp_loaded(model.config, info["missing_keys"], pretrained_model_name_or_path)
+        return (model, info) if output_loading_info else model
+
+    @property
+    def mtp(self) -> MTPLayer | None:
+        """The multi-token-prediction module, None without one."""
+        layers = self.model.layers
+        return layers[-1] if isinstance(layers[-1], MTPLayer) else None
 
     @can_return_tuple
     def forward(
@@ -206,13 +231,17 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        mtp_loss_weight: float = 0.0,
         **kwargs,
-    ) -> MoeCausalLMOutputWithPast:
+    ) -> "PolicyOutput":
         """Logits [B, T, vocab] (or of the last `logits_to_keep` positions only), and what `PolicyModel` documents.
 
         labels [B, T]: next-token cross-entropy, labels shifted inside, -100 ignored; `num_items_in_batch` in kwargs
         divides the summed loss instead of the number of labels. `aux_loss` is part of `loss` when there is one.
+        mtp_loss_weight: lambda of DeepSeek-V3, eq. 25; above 0, with labels and without a cache, that much of the
+        multi-token-prediction loss is part of `loss` too.
         use_cache: make and return a `LatentCache` when none is given; default off, since training needs none.
+        Raises ValueError on a mtp_loss_weight above 0 without the module.
         """
         if use_cache and past_key_values is None:
             past_key_values = LatentCache()
@@ -224,7 +253,13 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if aux_loss is not None:
                 loss = loss + aux_loss
-        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=past_key_values)
+        draft_loss = None
+        if labels is not None and mtp_loss_weight > 0:
+            draft_loss = mtp_loss(self, hidden_BTD, input_ids, labels, attention_mask, position_ids)
+            loss = loss + mtp_loss_weight * draft_loss
+        return PolicyOutput(
+            loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=past_key_values, mtp_loss=draft_loss
+        )
 
     def hidden_states(
         self,
@@ -241,12 +276,16 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
         return output.last_hidden_state
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As in transformers, but the config names the public architecture, which vLLM and converters look up.
+        """As in transformers, but the config names the public architecture, which vLLM and converters look up, and the
+        multi-token-prediction module, if there is one, is laid out as in released checkpoints.
 
         Raises ValueError when the experts are spread over processes and `state_dict` does not bring them together.
         """
         if self.has_spread_experts and kwargs.get("state_dict") is None:
             raise ValueError("this process holds a share of the experts; save with state_dict=full_state_dict(policy)")
+        if self.mtp is not None:
+            state = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = state | checkpoint_copies(self.config, state)
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.config.architectures = [DeepseekV3ForCausalLM.__name__]
