@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset, load_dataset
@@ -32,15 +32,16 @@ class LoadingError(ValueError):
     """A model or dataset cannot be loaded; the message names it and the fix."""
 
 
-def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
+def load_policy(name: str, with_mtp: bool | Literal["auto"] = False) -> tuple[torch.nn.Module, Any]:
     """The policy and its tokenizer, in fp32 on the CPU.
 
     `name` is a checkpoint directory, a `.gguf` file (dequantised) or a hub id. DeepSeek-V3 checkpoints load as our
     `PolicyForCausalLM` (a directory in FP8 dequantised), everything else as transformers' `AutoModelForCausalLM`.
-    Dropout is off: the loss compares the policy that sampled with the one that trains.
+    Dropout is off: the loss compares the policy that sampled with the one that trains. with_mtp: load the
+    multi-token-prediction module too; "auto": where the checkpoint's config has one.
 
     Raises:
-        LoadingError: nothing there, or not a causal language model.
+        LoadingError: nothing there, not a causal language model, or no module where one is asked for.
     """
     path, given = Path(name), name
     location: dict[str, str] = {}
@@ -54,10 +55,15 @@ def load_policy(name: str) -> tuple[torch.nn.Module, Any]:
         config = AutoConfig.from_pretrained(name, **location)
         is_ours = config.model_type == "deepseek_v3"
         model_class = PolicyForCausalLM if is_ours else AutoModelForCausalLM
+        if with_mtp == "auto":
+            with_mtp = is_ours and config.num_mtp_layers > 0
+        if with_mtp and not is_ours:
+            raise ValueError(f"model_type {config.model_type!r} has no multi-token-prediction module that is supported")
+        module = {"with_mtp": True} if with_mtp else {}
         if is_ours and path.is_dir() and is_fp8_config(config):
-            policy = load_fp8_pretrained(path)
+            policy = load_fp8_pretrained(path, **module)
         else:
-            policy = model_class.from_pretrained(name, dtype=torch.float32, **location)
+            policy = model_class.from_pretrained(name, dtype=torch.float32, **module, **location)
         tokenizer = AutoTokenizer.from_pretrained(name, **location)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -64,12 +64,12 @@ def save_fp8_pretrained(policy: PolicyForCausalLM, directory: str | Path) -> Non
 
 
 def load_fp8_pretrained(
-    directory: str | Path, dtype: torch.dtype = torch.float32, keep: bool = False
+    directory: str | Path, dtype: torch.dtype = torch.float32, keep: bool = False, with_mtp: bool = False
 ) -> PolicyForCausalLM:
     """The policy of an FP8 checkpoint directory, on the CPU.
 
     Its weights are dequantised to `dtype`, ready to be trained or rounded anew (`enable_fp8`); with keep they stay E4M3
-    with their scales, a quarter of fp32's memory, for inference only.
+    with their scales, a quarter of fp32's memory, for inference only. with_mtp: as in `PolicyForCausalLM`.
 
     Raises:
         FileNotFoundError: no such directory, or no weights in it.
@@ -88,7 +88,8 @@ def load_fp8_pretrained(
         state[name] = (tensor if scale is None else ops.dequantize_tiles(tensor, scale, TILE)).to(
             torch.float32 if name.endswith("e_score_correction_bias") else dtype
         )
-    policy = PolicyForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    module = {"with_mtp": True} if with_mtp else {}
+    policy = PolicyForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **module)
     if keep:
         _store(policy, stored)
     return policy.eval()
