@@ -393,7 +393,8 @@ def _load_weights(path: Path, policy: Any) -> None:
     # experts on saving). It draws random numbers for the initialisation it then overwrites.
     rng = capture_rng_state()
     with _without_progress_bars():
-        saved = type(policy).from_pretrained(path, dtype=next(policy.parameters()).dtype)
+        module = {} if getattr(policy, "mtp", None) is None else {"with_mtp": True}
+        saved = type(policy).from_pretrained(path, dtype=next(policy.parameters()).dtype, **module)
     restore_rng_state(rng)
     try:
         policy.load_state_dict(saved.state_dict())

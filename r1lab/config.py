@@ -32,6 +32,13 @@ class GRPOConfig:
             "help": "Replace groups whose rewards are all equal by groups of further prompts (DAPO, section 3.2)."
         },
     )
+    num_speculative_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "Draft so many tokens at a time with the policy's multi-token-prediction module, where that is "
+            "faster; 0 = never. Completions are the same either way."
+        },
+    )
     max_resamples: int = field(default=3, metadata={"help": "Most rounds of dynamic sampling a step."})
 
     # --- rewards
@@ -53,6 +60,14 @@ class GRPOConfig:
     mask_truncated_completions: bool = field(default=False, metadata={"help": "Leave cut completions out of the loss."})
     num_iterations: int = field(default=1, metadata={"help": "Passes over each generated batch (mu)."})
     steps_per_generation: int = field(default=1, metadata={"help": "Optimiser updates each pass is split into."})
+
+    mtp_loss_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Keep the multi-token-prediction module trained on what the policy writes, with this weight; the "
+            "policy itself is updated as without. 0 = leave it."
+        },
+    )
 
     # --- optimisation
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak AdamW learning rate."})
@@ -95,7 +110,16 @@ class GRPOConfig:
         for name in ("temperature", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
-        for name in ("top_k", "beta", "max_grad_norm", "max_resamples", "warmup_steps", "routing_bias_speed"):
+        for name in (
+            "top_k",
+            "beta",
+            "max_grad_norm",
+            "max_resamples",
+            "warmup_steps",
+            "routing_bias_speed",
+            "num_speculative_tokens",
+            "mtp_loss_weight",
+        ):
             at_least(self, name, 0)
         if self.num_generations < 2:
             raise ValueError(f"num_generations={self.num_generations}: a group needs at least 2 completions to compare")

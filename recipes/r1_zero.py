@@ -60,10 +60,11 @@ class ScriptArguments:
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out .jsonl / .parquet or hub id."})
 
 
-def build_engine(policy, tokenizer):
+def build_engine(policy, tokenizer, num_speculative_tokens: int = 0):
     """Our engine for our policy, transformers' generation for any other model."""
-    is_native = callable(getattr(policy, "hidden_states", None))
-    return (RolloutEngine if is_native else HFRolloutEngine)(policy, eos_token_id=tokenizer.eos_token_id)
+    if not callable(getattr(policy, "hidden_states", None)):
+        return HFRolloutEngine(policy, eos_token_id=tokenizer.eos_token_id)
+    return RolloutEngine(policy, eos_token_id=tokenizer.eos_token_id, num_speculative_tokens=num_speculative_tokens)
 
 
 def build_sampler(engine, config: GRPOConfig):
@@ -107,8 +108,9 @@ def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, ac
     """RL of one policy, from its checkpoint to a complete run directory. Returns the results, as in `results.json`."""
     set_seed(config.seed)
     reward_funcs = [load_reward(name) for name in config.reward_funcs]
-    policy, tokenizer = load_policy(script.model_name_or_path)
-    engine = build_engine(policy, tokenizer)
+    with_mtp = config.num_speculative_tokens > 0 or config.mtp_loss_weight > 0
+    policy, tokenizer = load_policy(script.model_name_or_path, with_mtp)
+    engine = build_engine(policy, tokenizer, config.num_speculative_tokens)
     train_prompts, held_out = load_prompts(script, tokenizer, policy.config, config, run_config.final_num_problems)
     trainer = GRPOTrainer(
         policy,
@@ -119,6 +121,7 @@ def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, ac
         pad_token_id=engine.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         config=config,
         accelerator=accelerator,
+        rollout_metrics=engine.drafting.take_metrics if with_mtp else dict,
     )
     if run_config.log_with:
         accelerator.init_trackers("r1lab")

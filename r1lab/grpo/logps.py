@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from r1lab.kernels import ops
+from r1lab.kernels.reference.speculative_step import acceptance
+from r1lab.model import mtp_hidden_states
 from r1lab.types import TrainBatch
 
 
@@ -15,11 +17,12 @@ class LogpsModel(nn.Module):
 
     DDP and FSDP act on the `forward` of the module they wrap, so the whole computation has to lie inside one.
     `policy` is a causal LM: ours (anything with `hidden_states` and `lm_head`), or any `AutoModelForCausalLM`.
+    with_drafts: of a policy of ours with a multi-token-prediction module, ask the module too.
     """
 
-    def __init__(self, policy: nn.Module):
+    def __init__(self, policy: nn.Module, with_drafts: bool = False):
         super().__init__()
-        self.policy = policy
+        self.policy, self.with_drafts = policy, with_drafts
         # DDP looks these up on the module that it wraps.
         ignored = getattr(policy, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"policy.{name}" for name in ignored]
@@ -31,8 +34,9 @@ class LogpsModel(nn.Module):
         completion_mask: torch.Tensor,
         temperature: float = 1.0,
         shared_lengths: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids, mask [B, T], completion_mask [B, T - 1] bool -> (logps, entropy), each [B, T - 1] float32, in nats.
+    ) -> tuple[torch.Tensor, ...]:
+        """ids, mask [B, T], completion_mask [B, T - 1] bool -> (logps, entropy), each [B, T - 1] float32, in nats; with
+        drafts also (draft_logps, acceptance), see `draft_logps`.
 
         Column t speaks about token t + 1; both are 0 where completion_mask is False. Entropy carries no gradient.
         shared_lengths [B]: as in `TrainBatch`; a policy of ours computes those tokens once, any other ignores them.
@@ -45,13 +49,25 @@ class LogpsModel(nn.Module):
                 f"completion_mask is {list(completion_mask.shape)}; pass [B, T - 1] for ids {list(input_ids.shape)}"
             )
         targets = input_ids[:, 1:][completion_mask]
-        if callable(getattr(self.policy, "hidden_states", None)):
+        drafts: tuple[torch.Tensor, ...] = ()
+        if self.with_drafts:
+            hidden_BTD = self._hidden(input_ids, attention_mask, shared_lengths)
+            hidden = hidden_BTD[:, :-1][completion_mask]
+            logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
+            drafts = draft_logps(
+                self.policy, hidden_BTD, input_ids, attention_mask, completion_mask, temperature, shared_lengths
+            )
+        elif callable(getattr(self.policy, "hidden_states", None)):
             hidden = self._completion_hidden(input_ids, attention_mask, completion_mask, shared_lengths)
             logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
         else:
             logits = self._completion_logits(input_ids, attention_mask, completion_mask)
             logps, entropy = _from_logits(logits, targets, temperature)
-        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy)
+        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy), *drafts
+
+    def _hidden(self, input_ids, attention_mask, shared_lengths) -> torch.Tensor:
+        """[B, T, D]."""
+        return self.policy.hidden_states(input_ids, attention_mask, shared_B=shared_lengths)
 
     def _completion_hidden(self, input_ids, attention_mask, completion_mask, shared_lengths) -> torch.Tensor:
         """[number of trained tokens, D]."""
@@ -73,15 +89,47 @@ class LogpsModel(nn.Module):
         return logits[:, :-1][completion_mask[:, first:]]
 
 
+def draft_logps(
+    policy: nn.Module,
+    hidden_BTD: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_mask: torch.Tensor,
+    temperature: float,
+    shared_lengths: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logps, acceptance) of the multi-token-prediction module, each [B, T - 1] float32, laid out like the policy's.
+
+    logps: of the sampled tokens, one token ahead of the policy (column t reads states up to token t - 1 and token t).
+    Their gradient reaches the module alone: the policy is trained by its own loss only. acceptance: how likely a draft
+    of the module would have been accepted there; no gradient. Both are 0 where completion_mask is False, and in column
+    0, which nothing precedes.
+    """
+    states, _ = mtp_hidden_states(
+        policy, hidden_BTD.detach(), input_ids, attention_mask, shared_B=shared_lengths, detach=True
+    )
+    mask = completion_mask.clone()
+    mask[:, 0] = False
+    head, states = policy.lm_head.weight.detach(), states[:, :-1][mask[:, 1:]]
+    logps, _ = ops.token_logps(states, head, input_ids[:, 1:][mask], temperature)
+    with torch.no_grad():
+        logits = F.linear(hidden_BTD[:, :-1][mask], head)
+        accepted = acceptance(logits, F.linear(states, head), temperature)
+    return _scatter(mask, logps), _scatter(mask, accepted)
+
+
+def has_mtp(policy: nn.Module) -> bool:
+    """Whether the policy carries a multi-token-prediction module."""
+    return getattr(policy, "mtp", None) is not None
+
+
 def shares_prompts(policy: nn.Module) -> bool:
     """Whether the policy computes a prompt that several rows share once, and no padding."""
     return bool(getattr(policy, "shares_prefixes", False))
 
 
-def completion_logps(
-    model: nn.Module, batch: TrainBatch, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logps, entropy) of a micro-batch, each [B, T - 1]; see `LogpsModel.forward`.
+def completion_logps(model: nn.Module, batch: TrainBatch, temperature: float = 1.0) -> tuple[torch.Tensor, ...]:
+    """(logps, entropy) of a micro-batch, each [B, T - 1], and what a model with drafts adds; see `LogpsModel.forward`.
 
     `model` is a `LogpsModel`, that same module wrapped by accelerate, DDP, FSDP or torch.compile, or a bare policy.
     """

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.collect import Collector, PromptStream, Sampler, is_informative
-from r1lab.grpo.logps import LogpsModel
+from r1lab.grpo.logps import LogpsModel, has_mtp
 from r1lab.grpo.score import RewardFunction
 from r1lab.grpo.update import PolicyUpdater
 from r1lab.precision import enable_fp8
@@ -52,9 +52,11 @@ class GRPOTrainer:
         pad_token_id: fills up short rows.
         config: the settings.
         accelerator: the caller's, for 1..N processes.
+        rollout_metrics: what the engine has to say about what it sampled since it was last asked.
 
     Raises:
-        ValueError: no prompts, a batch that the processes cannot share evenly, or `fp8` for a policy without it.
+        ValueError: no prompts, a batch that the processes cannot share evenly, `fp8` for a policy without it, or
+            `mtp_loss_weight` without a multi-token-prediction module.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class GRPOTrainer:
         pad_token_id: int,
         config: GRPOConfig,
         accelerator: Accelerator,
+        rollout_metrics: Callable[[], dict[str, float]] = dict,
     ):
         if not prompts:
             raise ValueError("the training dataset has no prompts; give at least one row")
@@ -77,9 +80,15 @@ class GRPOTrainer:
                 f"num_generations={config.num_generations}, which {accelerator.num_processes} processes cannot share; "
                 f"use a multiple of {config.num_generations * accelerator.num_processes}"
             )
+        if config.mtp_loss_weight and not has_mtp(policy):
+            raise ValueError(
+                f"mtp_loss_weight={config.mtp_loss_weight} needs a policy with its multi-token-prediction module; load "
+                "it with_mtp=True, or leave mtp_loss_weight at 0"
+            )
         if config.fp8:
             enable_fp8(policy)
         self.config, self.accelerator, self.policy = config, accelerator, policy
+        self.rollout_metrics = rollout_metrics
         self.step_index = 0
         self.num_skipped = 0
         self.num_tokens = 0
@@ -92,7 +101,9 @@ class GRPOTrainer:
     def _build_updater(self, pad_token_id: int) -> PolicyUpdater:
         config = self.config
         ref_model = copy.deepcopy(self.policy).eval().requires_grad_(False) if config.beta > 0 else None
-        model = self.accelerator.prepare(LogpsModel(self.policy))
+        if has_mtp(self.policy):
+            self.policy.mtp.requires_grad_(config.mtp_loss_weight > 0)
+        model = self.accelerator.prepare(LogpsModel(self.policy, with_drafts=has_mtp(self.policy)))
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -120,10 +131,11 @@ class GRPOTrainer:
         """
         start = time.perf_counter()
         self.policy.eval()
+        self.rollout_metrics()  # what happened before this step, in an evaluation, is not its own
         with record_function("r1lab/rollout and rewards"):
             collection = self.collector.collect()
         sampled = time.perf_counter()
-        metrics = self._rollout_metrics(collection.fresh)
+        metrics = self._rollout_metrics(collection.fresh) | self._engine_metrics()
         with record_function("r1lab/update"):
             metrics |= self.updater.update(collection.trained)
         self.step_index += 1
@@ -155,6 +167,12 @@ class GRPOTrainer:
             metrics[f"rewards/{name}/mean"] = _mean(values)
             metrics[f"rewards/{name}/std"] = _deviation(values)
         return metrics
+
+    def _engine_metrics(self) -> dict[str, float]:
+        """Means over the processes that have them."""
+        parts = gather_object([self.rollout_metrics()])
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: _mean([part[name] for part in parts if name in part]) for name in names}
 
     def _count_skipped(self, skipped: float) -> None:
         self.num_skipped = self.num_skipped + 1 if skipped else 0

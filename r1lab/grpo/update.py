@@ -13,10 +13,13 @@ from torch.profiler import record_function
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
-from r1lab.grpo.logps import completion_logps, shares_prompts
+from r1lab.grpo.logps import completion_logps, has_mtp, shares_prompts
 from r1lab.grpo.loss import combine_metrics, policy_loss
 from r1lab.model import update_routing_bias
 from r1lab.types import LossOutput, RolloutGroup, TrainBatch
+
+BY_TOKEN = ("kl", "entropy", "mtp/loss", "mtp/acceptance")
+"""Metrics that are means over tokens under every loss."""
 
 
 @dataclass(slots=True)
@@ -110,14 +113,17 @@ class PolicyUpdater:
         batches = minibatch.batches or [_empty_batch(self.accelerator.device, self.pad_token_id)]
         # The empty batch's tokens are nobody's: in evaluation mode they do not count for the experts' load.
         self.model.train(bool(minibatch.batches))
+        if has_mtp(self.policy) and not self.config.mtp_loss_weight:
+            self.policy.mtp.eval()
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 with record_function("r1lab/forward"):
-                    logps, entropy = completion_logps(self.model, batch, self.config.temperature)
+                    logps, entropy, *drafts = completion_logps(self.model, batch, self.config.temperature)
                     output = self._loss(batch, logps, entropy, minibatch.totals)
+                    draft_loss = self._draft_loss(batch, drafts, minibatch.totals, output.metrics)
                 with record_function("r1lab/backward"):
-                    self.accelerator.backward(output.loss)
+                    self.accelerator.backward(output.loss + draft_loss)
             if batch.old_logps is None:
                 _keep_on_rollouts(batch, logps, entropy)
             outputs.append(output)
@@ -152,6 +158,17 @@ class PolicyUpdater:
             entropy=entropy,
         )
 
+    def _draft_loss(self, batch: TrainBatch, drafts: list[torch.Tensor], totals: BatchTotals, metrics: dict):
+        """The multi-token-prediction module's part of the loss, a mean over all trained tokens; adds its metrics."""
+        if not drafts:
+            return 0.0
+        logps, acceptance = drafts
+        count = max(1, int(batch.completion_mask[:, 1:].sum()))
+        metrics |= {"mtp/loss": -logps.sum().item() / count, "mtp/acceptance": acceptance.sum().item() / count}
+        if not self.config.mtp_loss_weight:
+            return 0.0
+        return -self.config.mtp_loss_weight * logps.sum() * self.accelerator.num_processes / max(1, totals.num_tokens)
+
     def _gather_metrics(self, batches: list[TrainBatch], outputs: list[LossOutput]) -> dict[str, float]:
         sizes = [(int(batch.completion_mask.sum()), int(batch.completion_mask.any(1).sum())) for batch in batches]
         parts = gather_object([(output.metrics, *size) for output, size in zip(outputs, sizes, strict=True)])
@@ -159,7 +176,7 @@ class PolicyUpdater:
         combined = combine_metrics(gathered, [tokens for _, tokens, _ in parts])
         if self.config.loss_type == "gspo":  # its ratios are one a row; KL and entropy stay one a token
             by_row = combine_metrics(gathered, [rows for _, _, rows in parts])
-            combined |= {name: value for name, value in by_row.items() if name not in ("kl", "entropy")}
+            combined |= {name: value for name, value in by_row.items() if name not in BY_TOKEN}
         losses = gather_object([sum(output.loss.item() for output in outputs)])
         return {"loss": sum(losses) / len(losses), **combined}
 
@@ -175,8 +192,13 @@ class PolicyUpdater:
 
     def _step(self, is_finite: bool) -> dict[str, float]:
         limit = self.config.max_grad_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
-        is_finite = all(gather_object([is_finite and math.isfinite(norm)]))
+        draft = list(self.policy.mtp.parameters()) if has_mtp(self.policy) else []
+        known = {id(parameter) for parameter in draft}
+        own = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
+        # Apart, so that the module's gradient does not shorten the policy's step.
+        norm = float(self.accelerator.clip_grad_norm_(own, limit))
+        draft_norm = float(self.accelerator.clip_grad_norm_(draft, limit)) if draft else 0.0
+        is_finite = all(gather_object([is_finite and math.isfinite(norm) and math.isfinite(draft_norm)]))
         learning_rate = self.scheduler.get_last_lr()[0]
         if is_finite:
             self.optimizer.step()

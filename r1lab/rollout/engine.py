@@ -18,6 +18,7 @@ from r1lab.kernels.reference.decode_step import (
 )
 from r1lab.rollout.policy_weights import read_weights
 from r1lab.rollout.sampling import SamplingParams, request_streams
+from r1lab.rollout.speculative import Drafting, check_drafting
 from r1lab.types import Completion
 
 STEPS_PER_CALL = 32
@@ -42,6 +43,7 @@ class RolloutEngine:
         max_batch: int = 512,
         num_threads: int | None = None,
         cache_dtype: str = "auto",
+        num_speculative_tokens: int = 0,
     ):
         """eos_token_id: token(s) that end a completion (None: the config's). pad_token_id: never needed to sample, kept
         for callers that pad. backend: "cpu" (compiled, fp32), "reference" (plain PyTorch) or "auto" (cpu where it
@@ -49,8 +51,12 @@ class RolloutEngine:
         at once; their caches take layers * max_batch * length * (kv_lora_rank + qk_rope_head_dim) floats.
         num_threads: of the compiled decoder (None: torch's). cache_dtype: "auto", the policy's, or "fp8": latents in
         E4M3 with a scale for each 128 numbers, rotary keys as they are; the compiled decoder has no such cache.
+        num_speculative_tokens: draft so many tokens at a time with the policy's multi-token-prediction module, where
+        the batch is small enough for that to pay (`drafting` decides and counts); the completions are the same with and
+        without.
 
-        Raises ValueError on a bad backend, cache_dtype, max_batch or end token, or a model the decoder cannot run.
+        Raises ValueError on a bad backend, cache_dtype, max_batch or end token, a model the decoder cannot run, or
+        drafts without a module.
         """
         self.model = model
         self.config = model.config
@@ -64,6 +70,8 @@ class RolloutEngine:
             raise ValueError(f"cache_dtype={cache_dtype!r}: use 'auto' or 'fp8'")
         self.cache_dtype = cache_dtype
         self.backend = self._choose_backend(backend)
+        check_drafting(model, num_speculative_tokens)
+        self.drafting = Drafting(num_speculative_tokens)
 
     def generate(
         self, prompt_ids: list[list[int]], params: SamplingParams, seeds: list[list[int]] | None = None
@@ -165,7 +173,10 @@ class _Run:
             status=np.full(num_requests, STATUS_RUNNING, np.int32),
             token_ids=np.zeros((num_requests, int(limit.max())), np.int32),
             logps=np.zeros((num_requests, int(limit.max())), np.float32),
+            drafted=np.zeros(num_requests, np.int32),
+            accepted=np.zeros(num_requests, np.int32),
         )
+        self.drafting = engine.drafting
         self.next_request = 0
         self.active = np.zeros(0, np.int32)
         num_slots = min(engine.max_batch, num_requests)
@@ -173,7 +184,8 @@ class _Run:
         # One slot more keeps the prompt of the completions that did not fit yet.
         self.spare_slot, self.spare_prompt = num_slots, -1
         capacity = int((lengths + limit).max())
-        arguments = read_weights(engine.model, capacity), num_slots + 1, capacity, engine.num_threads
+        weights = read_weights(engine.model, capacity, with_mtp=self.drafting.num_tokens > 0)
+        arguments = weights, num_slots + 1, capacity, engine.num_threads
         if engine.backend == "cpu":
             self.decoder = CpuDecoder(*arguments)
         else:
@@ -186,7 +198,8 @@ class _Run:
         while self.next_request < num_requests or len(self.active):
             self._admit()
             num_steps = STEPS_PER_CALL if self.next_request == num_requests else STEPS_PER_CALL_QUEUED
-            self.decoder.decode(self.requests, self.active, num_steps, sampling)
+            with self.drafting.chosen(self.requests, self.active) as num_drafts:
+                self.decoder.decode(self.requests, self.active, num_steps, sampling, num_drafts)
             self._retire()
 
     def completions(self) -> list[list[Completion]]:

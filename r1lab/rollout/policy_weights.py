@@ -5,12 +5,13 @@ No copies, but of weights that a policy in FP8 rounds before it multiplies: thos
 
 import torch
 
-from r1lab.kernels.reference.decode_step import DecodeConfig, DecodeLayer, DecodeWeights
+from r1lab.kernels.reference.decode_step import DecodeConfig, DecodeLayer, DecodeMTP, DecodeWeights
 from r1lab.precision import computed_weight
 
 
-def read_weights(model: torch.nn.Module, num_positions: int) -> DecodeWeights:
-    """The policy's weights as they stand, with rotary tables for `num_positions` positions.
+def read_weights(model: torch.nn.Module, num_positions: int, with_mtp: bool = False) -> DecodeWeights:
+    """The policy's weights as they stand, with rotary tables for `num_positions` positions; with_mtp: those of its
+    multi-token-prediction module too.
 
     Raises ValueError when the model has something that the decoders do not compute.
     """
@@ -38,6 +39,17 @@ def read_weights(model: torch.nn.Module, num_positions: int) -> DecodeWeights:
         head=model.lm_head.weight.detach(),
         cos=cos,
         sin=sin,
+        mtp=_read_mtp(model.mtp) if with_mtp else None,
+    )
+
+
+def _read_mtp(mtp: torch.nn.Module) -> DecodeMTP:
+    return DecodeMTP(
+        enorm=_tensor(mtp.enorm),
+        hnorm=_tensor(mtp.hnorm),
+        eh_proj=_tensor(mtp.eh_proj),
+        layer=_read_layer(mtp),
+        norm=_tensor(mtp.shared_head.norm),
     )
 
 

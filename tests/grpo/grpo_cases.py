@@ -14,7 +14,7 @@ VOCAB, EOS = 40, 1
 GOOD = range(2, 10)
 
 
-def make_policy(seed: int = 0, **changes) -> PolicyForCausalLM:
+def make_policy(seed: int = 0, with_mtp: bool = False, **changes) -> PolicyForCausalLM:
     torch.manual_seed(seed)
     fields = {
         "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "moe_intermediate_size": 16,
@@ -23,7 +23,7 @@ def make_policy(seed: int = 0, **changes) -> PolicyForCausalLM:
         "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "initializer_range": 0.1,
         "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": EOS, "pad_token_id": None,
     }  # fmt: skip
-    return PolicyForCausalLM(DeepseekV3Config(**{**fields, **changes})).eval()
+    return PolicyForCausalLM(DeepseekV3Config(**{**fields, **changes}), with_mtp=with_mtp).eval()
 
 
 def make_config(**changes) -> GRPOConfig:
@@ -66,7 +66,7 @@ def make_trainer(
     policy: PolicyForCausalLM, reward=good_share, accelerator=None, num_prompts=16, **changes
 ) -> GRPOTrainer:
     config = make_config(**changes)
-    engine = RolloutEngine(policy, eos_token_id=EOS)
+    engine = RolloutEngine(policy, eos_token_id=EOS, num_speculative_tokens=config.num_speculative_tokens)
     params = SamplingParams(
         n=config.num_generations, max_tokens=config.max_completion_length, temperature=config.temperature
     )
@@ -79,6 +79,7 @@ def make_trainer(
         pad_token_id=EOS,
         config=config,
         accelerator=accelerator or Accelerator(cpu=True),
+        rollout_metrics=engine.drafting.take_metrics,
     )
 
 

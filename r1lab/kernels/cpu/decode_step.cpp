@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "common.h"
@@ -105,6 +106,13 @@ struct R1Layer {
   int32_t mlp_size, moe_size;
 };
 
+struct R1Mtp {  // the multi-token-prediction module; its block is layers[num_layers], with a cache of its own
+  const float *enorm, *hnorm, *eh_proj, *norm;
+  float* hidden;    // [slots][capacity][hidden]: final states of the tokens fed so far
+  int32_t* tokens;  // [slots][capacity]: those tokens
+  int32_t* length;  // [slots]: for how many positions the module's cache is filled
+};
+
 struct R1Model {
   int32_t num_layers, vocab, hidden, heads, q_rank, kv_rank, rope, nope, v_dim;
   int32_t experts, top_k, n_group, topk_group, norm_topk_prob, rope_interleave;
@@ -112,7 +120,8 @@ struct R1Model {
   float eps, q_eps, kv_eps, attention_scaling, routed_scaling;
   const float *embed, *norm, *head, *cos, *sin;
   const R1Layer* layers;
-  float* cache;  // [layers][slots][capacity / 8][kv_rank + rope][8]
+  float* cache;      // [layers][slots][capacity / 8][kv_rank + rope][8]
+  const R1Mtp* mtp;  // null: none
 };
 
 struct R1Sampling {
@@ -129,6 +138,7 @@ struct R1Requests {
   const int32_t* limit;
   int32_t *count, *status, *token_ids;
   float* logps;
+  int32_t *drafted, *accepted;
   int64_t row_stride;  // of token_ids and logps
 };
 
@@ -151,7 +161,7 @@ struct Workspace {
     const int latent = model.kv_rank + model.rope, head_dim = model.nope + model.rope;
     const int q_size = model.q_rank ? model.q_rank : model.heads * head_dim;
     int inner = 0;
-    for (int i = 0; i < model.num_layers; ++i)
+    for (int i = 0; i < model.num_layers + (model.mtp != nullptr); ++i)
       inner = std::max({inner, model.layers[i].mlp_size, model.layers[i].moe_size});
     const size_t m = rows;
     x.resize(m * model.hidden);
@@ -475,24 +485,39 @@ void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Worksp
 
 // -- the network over one block of rows: leaves the final normed hidden states in ws.normed ---------------------------
 
+void run_layer(const R1Model& model, int index, const int32_t* slot, const int32_t* position, int rows, Workspace& ws) {
+  const R1Layer& layer = model.layers[index];
+  const int hidden = model.hidden;
+  attention(model, index, slot, position, rows, ws);
+  rms_norm(ws.x.data(), hidden, layer.mlp_norm, model.eps, hidden, ws.normed.data(), hidden, rows);
+  if (layer.router) routed_experts(model, layer, rows, ws);
+  if (layer.mlp_size) {
+    swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows, ws);
+    add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);
+  }
+}
+
+// What the multi-token-prediction module reads later; position 0 starts a slot anew.
+void remember(const R1Model& model, const int32_t* slot, const int32_t* token, const int32_t* position, int rows,
+              const float* states) {
+  for (int m = 0; m < rows; ++m) {
+    const size_t at = static_cast<size_t>(slot[m]) * model.capacity + position[m];
+    std::memcpy(model.mtp->hidden + at * model.hidden, states + static_cast<size_t>(m) * model.hidden,
+                model.hidden * sizeof(float));
+    model.mtp->tokens[at] = token[m];
+    if (position[m] == 0) model.mtp->length[slot[m]] = 0;
+  }
+}
+
 void forward_block(const R1Model& model, const int32_t* slot, const int32_t* token, const int32_t* position, int rows,
                    Workspace& ws) {
   const int hidden = model.hidden;
   for (int m = 0; m < rows; ++m)
     std::memcpy(ws.x.data() + static_cast<size_t>(m) * hidden, model.embed + static_cast<size_t>(token[m]) * hidden,
                 hidden * sizeof(float));
-  for (int index = 0; index < model.num_layers; ++index) {
-    const R1Layer& layer = model.layers[index];
-    attention(model, index, slot, position, rows, ws);
-    rms_norm(ws.x.data(), hidden, layer.mlp_norm, model.eps, hidden, ws.normed.data(), hidden, rows);
-    if (layer.router) routed_experts(model, layer, rows, ws);
-    if (layer.mlp_size) {
-      swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows,
-             ws);
-      add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);
-    }
-  }
+  for (int index = 0; index < model.num_layers; ++index) run_layer(model, index, slot, position, rows, ws);
   rms_norm(ws.x.data(), hidden, model.norm, model.eps, hidden, ws.normed.data(), hidden, rows);
+  if (model.mtp) remember(model, slot, token, position, rows, ws.normed.data());
 }
 
 // -- sampling ---------------------------------------------------------------------------------------------------------
@@ -612,23 +637,28 @@ int greedy_token(const float* logits, int vocab, const uint8_t* banned) {
   return best;
 }
 
-void sample_row(const R1Model& model, const R1Sampling& how, const R1Requests& requests, int r, float* logits,
-                Workspace& ws) {
+// The token that request r draws from logits (which are scaled in place) with its random number `index`; -1 and a
+// log_total that is not finite if any logit is not.
+int choose_token(const R1Model& model, const R1Sampling& how, const R1Requests& requests, int r, int index,
+                 float* logits, Workspace& ws, double& log_total) {
   const bool is_greedy = how.temperature == 0.0f;
   const int padded = ws.logits_stride;
   float* probs = ws.probs.data();
-  const double log_total = scale_and_exp(logits, probs, model.vocab, padded, is_greedy ? 1.0f : how.temperature);
-  if (!std::isfinite(log_total)) {
+  log_total = scale_and_exp(logits, probs, model.vocab, padded, is_greedy ? 1.0f : how.temperature);
+  if (!std::isfinite(log_total)) return -1;
+  if (is_greedy) return greedy_token(logits, model.vocab, how.banned);
+  if (how.banned) ban(logits, probs, model.vocab, padded, how.banned);
+  if (how.top_k > 0 || how.top_p < 1.0) truncate(probs, model.vocab, how.top_k, how.top_p, ws.order);
+  return inverse_cdf(probs, model.vocab, random_uniform(requests.stream[r], index), ws.block_sums);
+}
+
+void sample_row(const R1Model& model, const R1Sampling& how, const R1Requests& requests, int r, float* logits,
+                Workspace& ws) {
+  double log_total;
+  const int token = choose_token(model, how, requests, r, requests.count[r], logits, ws, log_total);
+  if (token < 0) {
     requests.status[r] = NOT_FINITE;
     return;
-  }
-  int token;
-  if (is_greedy) {
-    token = greedy_token(logits, model.vocab, how.banned);
-  } else {
-    if (how.banned) ban(logits, probs, model.vocab, padded, how.banned);
-    if (how.top_k > 0 || how.top_p < 1.0) truncate(probs, model.vocab, how.top_k, how.top_p, ws.order);
-    token = inverse_cdf(probs, model.vocab, random_uniform(requests.stream[r], requests.count[r]), ws.block_sums);
   }
   const int count = requests.count[r]++;
   requests.token_ids[r * requests.row_stride + count] = token;
@@ -654,18 +684,25 @@ void step_block(const R1Model& model, const R1Sampling& how, const R1Requests& r
     sample_row(model, how, requests, active[m], ws.logits.data() + static_cast<size_t>(m) * ws.logits_stride, ws);
 }
 
-// All steps of one thread's share of the requests.
+#include "speculative_step.h"
+
+// All steps of one thread's share of the requests; num_drafts 0: one token a step, without drafts.
 void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests& requests, std::vector<int32_t> active,
-                  int num_steps) {
-  const int most = std::min<int>(BLOCK_ROWS, active.size());
+                  int num_steps, int num_drafts) {
+  const int block_size = BLOCK_ROWS / (num_drafts + 1);
+  const int most = std::min<int>(block_size, active.size()) * (num_drafts + 1);
+  Drafts drafts(model, most, num_drafts);
   Workspace ws(model, most);
   ws.reserve_logits(most, model.vocab);
   for (int step = 0; step < num_steps && !active.empty(); ++step) {
     const int size = active.size();
-    const int num_blocks = (size + BLOCK_ROWS - 1) / BLOCK_ROWS;  // of equal size, so that none is a sliver
+    const int num_blocks = (size + block_size - 1) / block_size;  // of equal size, so that none is a sliver
     for (int b = 0; b < num_blocks; ++b) {
       const int begin = size * b / num_blocks, end = size * (b + 1) / num_blocks;
-      step_block(model, how, requests, active.data() + begin, end - begin, ws);
+      if (num_drafts)
+        speculative_block(model, how, requests, active.data() + begin, end - begin, drafts, ws);
+      else
+        step_block(model, how, requests, active.data() + begin, end - begin, ws);
     }
     active.erase(std::remove_if(active.begin(), active.end(), [&](int r) { return requests.status[r] != RUNNING; }),
                  active.end());
@@ -674,16 +711,18 @@ void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests&
 
 }  // namespace
 
-// Sample up to num_steps tokens for each active request. Threads share nothing: each takes a run of the requests
+// Sample num_steps times for each active request: a token without drafts, 1 to num_drafts + 1 tokens with. Threads share nothing: each takes a run of the requests
 // through all layers and all steps.
 R1LAB_API void r1_decode(const R1Model* model, const R1Sampling* sampling, const R1Requests* requests,
-                          const int32_t* active, int32_t num_active, int32_t num_steps, int32_t num_threads) {
+                          const int32_t* active, int32_t num_active, int32_t num_steps, int32_t num_drafts,
+                          int32_t num_threads) {
   const int parts = std::max(1, std::min(num_threads, num_active));
 #pragma omp parallel for schedule(static, 1) num_threads(parts)
   for (int t = 0; t < parts; ++t) {
     const int begin = static_cast<int64_t>(num_active) * t / parts;
     const int end = static_cast<int64_t>(num_active) * (t + 1) / parts;
-    decode_share(*model, *sampling, *requests, std::vector<int32_t>(active + begin, active + end), num_steps);
+    decode_share(*model, *sampling, *requests, std::vector<int32_t>(active + begin, active + end), num_steps,
+                 num_drafts);
   }
 }
 

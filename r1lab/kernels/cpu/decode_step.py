@@ -9,7 +9,9 @@ import torch
 from r1lab.kernels import build
 from r1lab.kernels.reference.decode_step import (
     STATUS_RUNNING,
+    DecodeHistory,
     DecodeLayer,
+    DecodeMTP,
     DecodeRequests,
     DecodeSampling,
     DecodeWeights,
@@ -17,6 +19,8 @@ from r1lab.kernels.reference.decode_step import (
 
 PANEL = 16
 """Outputs per packed weight panel; as in decode_step.cpp."""
+MAX_DRAFTS = 7
+"""Most drafts a cycle; a block holds 64 rows."""
 LANES = 8
 """Positions that lie side by side in the cache; as in decode_step.cpp."""
 
@@ -30,6 +34,10 @@ class _Layer(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in _LAYER_TENSORS] + [("mlp_size", c_int32), ("moe_size", c_int32)]
 
 
+class _Mtp(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("enorm", "hnorm", "eh_proj", "norm", "hidden", "tokens", "length")]
+
+
 class _Model(ctypes.Structure):
     _fields_ = (
         [(name, c_int32) for name in (
@@ -37,7 +45,7 @@ class _Model(ctypes.Structure):
             "n_group", "topk_group", "norm_topk_prob", "rope_interleave", "num_slots", "capacity")]
         + [(name, c_float) for name in ("eps", "q_eps", "kv_eps", "attention_scaling", "routed_scaling")]
         + [(name, c_void_p) for name in ("embed", "norm", "head", "cos", "sin")]
-        + [("layers", POINTER(_Layer)), ("cache", c_void_p)]
+        + [("layers", POINTER(_Layer)), ("cache", c_void_p), ("mtp", POINTER(_Mtp))]
     )  # fmt: skip
 
 
@@ -49,7 +57,7 @@ class _Sampling(ctypes.Structure):
 
 class _Requests(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in (
-        "slot", "token", "position", "stream", "limit", "count", "status", "token_ids", "logps",
+        "slot", "token", "position", "stream", "limit", "count", "status", "token_ids", "logps", "drafted", "accepted",
     )] + [("row_stride", c_int64)]  # fmt: skip
 
 
@@ -79,8 +87,10 @@ class CpuDecoder:
         num_blocks = -(-capacity // LANES)
         latent = config.kv_lora_rank + config.qk_rope_head_dim
         # Zeroed: a half-filled block is read whole, and 0 * NaN is not 0.
-        self.cache = torch.zeros(len(weights.layers), num_slots, num_blocks, latent, LANES)
-        self._layers = (_Layer * len(weights.layers))(*[self._pack_layer(layer) for layer in weights.layers])
+        layers = weights.layers + ([] if weights.mtp is None else [weights.mtp.layer])
+        self.cache = torch.zeros(len(layers), num_slots, num_blocks, latent, LANES)
+        self.history = None if weights.mtp is None else DecodeHistory(weights, num_slots, num_blocks * LANES)
+        self._layers = (_Layer * len(layers))(*[self._pack_layer(layer) for layer in layers])
         self._model = _Model(
             len(weights.layers), config.vocab_size, config.hidden_size, config.num_heads, config.q_lora_rank,
             config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim, config.v_head_dim,
@@ -88,7 +98,7 @@ class CpuDecoder:
             config.rope_interleave, num_slots, num_blocks * LANES, config.rms_norm_eps, config.q_norm_eps,
             config.kv_norm_eps, config.attention_scaling, config.routed_scaling_factor, self._keep(weights.embed),
             self._keep(weights.norm), self._keep(_pack(weights.head)), self._keep(weights.cos), self._keep(weights.sin),
-            self._layers, self.cache.data_ptr(),
+            self._layers, self.cache.data_ptr(), self._pack_mtp(weights.mtp),
         )  # fmt: skip
 
     def prefill(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
@@ -108,10 +118,22 @@ class CpuDecoder:
         """Copy the first `length` tokens of slot `source` to other slots."""
         num_blocks = -(-length // LANES)
         self.cache[:, slots, :num_blocks] = self.cache[:, source, None, :num_blocks]
+        if self.history is not None:
+            self.history.fork(source, slots, length)
 
-    def decode(self, requests: DecodeRequests, active: np.ndarray, num_steps: int, sampling: DecodeSampling) -> None:
-        """Sample up to `num_steps` tokens for each of the `active` requests (indices), in place; a request whose
-        status leaves STATUS_RUNNING takes no further part."""
+    def decode(
+        self,
+        requests: DecodeRequests,
+        active: np.ndarray,
+        num_steps: int,
+        sampling: DecodeSampling,
+        num_drafts: int = 0,
+    ) -> None:
+        """Sample `num_steps` times for each of the `active` requests (indices), in place: one token, or with drafts of
+        the multi-token-prediction module 1 to num_drafts + 1 tokens (`speculative_step.h`). A request whose status
+        leaves STATUS_RUNNING takes no further part."""
+        if not 0 <= num_drafts <= MAX_DRAFTS or (num_drafts and self.history is None):
+            raise ValueError(f"num_drafts={num_drafts}: 0..{MAX_DRAFTS}, above 0 with a module's weights (with_mtp)")
         active = np.ascontiguousarray(active[requests.status[active] == STATUS_RUNNING], np.int32)
         how = _Sampling(
             sampling.top_p, sampling.temperature, sampling.top_k,
@@ -119,7 +141,8 @@ class CpuDecoder:
         )  # fmt: skip
         self._library.r1_decode(
             ctypes.byref(self._model), ctypes.byref(how), ctypes.byref(_request_pointers(requests)),
-            c_void_p(active.ctypes.data), c_int32(len(active)), c_int32(num_steps), c_int32(self.num_threads),
+            c_void_p(active.ctypes.data), c_int32(len(active)), c_int32(num_steps), c_int32(num_drafts),
+            c_int32(self.num_threads),
         )  # fmt: skip
 
     def _forward(self, slot_M, token_M, position_M, hidden: int | None, logits: int | None) -> None:
@@ -134,6 +157,13 @@ class CpuDecoder:
             return None
         self._tensors.append(tensor.detach().contiguous())
         return self._tensors[-1].data_ptr()
+
+    def _pack_mtp(self, mtp: DecodeMTP | None):
+        if mtp is None:
+            return None
+        history = self.history
+        tensors = (mtp.enorm, mtp.hnorm, _pack(mtp.eh_proj), mtp.norm, history.hidden, history.tokens, history.length)
+        return POINTER(_Mtp)(_Mtp(*(self._keep(tensor) for tensor in tensors)))
 
     def _pack_layer(self, layer: DecodeLayer) -> _Layer:
         config = self.config

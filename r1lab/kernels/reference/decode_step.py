@@ -80,6 +80,18 @@ class DecodeLayer:
 
 
 @dataclass(slots=True)
+class DecodeMTP:
+    """Weights of the multi-token-prediction module, which drafts tokens (see `speculative_step.py`)."""
+
+    enorm: torch.Tensor
+    hnorm: torch.Tensor
+    eh_proj: torch.Tensor
+    """[D, 2D]: multiplies [normed embedding; normed state]."""
+    layer: DecodeLayer
+    norm: torch.Tensor
+
+
+@dataclass(slots=True)
 class DecodeWeights:
     """A whole policy, as the decode step reads it."""
 
@@ -91,6 +103,8 @@ class DecodeWeights:
     cos: torch.Tensor
     """[S, R / 2] fp32: the rotary embedding's table, one angle per pair, its scaling included."""
     sin: torch.Tensor
+    mtp: DecodeMTP | None = None
+    """None: the decoder cannot draft."""
 
 
 @dataclass(slots=True)
@@ -115,6 +129,10 @@ class DecodeRequests:
     """int32 [requests, max limit]."""
     logps: np.ndarray
     """float32 [requests, max limit]."""
+    drafted: np.ndarray
+    """int32: tokens drafted so far."""
+    accepted: np.ndarray
+    """int32: how many of those were what was then sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +277,31 @@ class _E4M3Store:
         return numbers.view(len(slot_M), length, -1).to(self.dtype)
 
 
+class DecodeHistory:
+    """What the multi-token-prediction module reads: the tokens fed so far and their final states, slot by slot."""
+
+    def __init__(self, weights: DecodeWeights, num_slots: int, capacity: int):
+        self.hidden = weights.embed.new_zeros(num_slots, capacity, weights.config.hidden_size)
+        self.tokens = torch.zeros(num_slots, capacity, dtype=torch.int32, device=weights.embed.device)
+        self.length = torch.zeros(num_slots, dtype=torch.int32)
+        """For how many positions the module's own cache is filled."""
+
+    def record(self, slot_M, position_M, token_M, hidden_MD) -> None:
+        """Keeps what was fed; a position 0 starts a slot anew."""
+        self.hidden[slot_M, position_M], self.tokens[slot_M, position_M] = hidden_MD, token_M.int()
+        self.length[slot_M[position_M == 0].cpu()] = 0
+
+    def states(self, slot_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
+        """[M, D]."""
+        return self.hidden[torch.as_tensor(slot_M).long(), torch.as_tensor(position_M).long()]
+
+    def fork(self, source: int, slots: list[int], length: int) -> None:
+        """Copies the first `length` tokens of slot `source` to other slots."""
+        for tensor in (self.hidden, self.tokens):
+            tensor[slots, :length] = tensor[source, :length].clone()
+        self.length[slots] = self.length[source].clamp(max=length)
+
+
 class ReferenceDecoder:
     """Latent caches for `num_slots` sequences of up to `capacity` tokens, and the step that reads and extends them.
 
@@ -276,8 +319,10 @@ class ReferenceDecoder:
         """cache_dtype: "auto", the weights' own, or "fp8": latents in E4M3 with a scale for each 128 of a token's
         numbers (rotary keys, which carry the positions, stay high)."""
         config = weights.config
-        shape = (len(weights.layers), num_slots, capacity)
+        self.layers = weights.layers + ([] if weights.mtp is None else [weights.mtp.layer])
+        shape = (len(self.layers), num_slots, capacity)
         self.weights = weights
+        self.history = None if weights.mtp is None else DecodeHistory(weights, num_slots, capacity)
         self.kv_cache = (_E4M3Store if cache_dtype == "fp8" else _PlainStore)(
             weights.embed, *shape, config.kv_lora_rank
         )
@@ -298,24 +343,47 @@ class ReferenceDecoder:
         )
         config = self.weights.config
         x_MD = self.weights.embed[token_M]
-        for index, layer in enumerate(self.weights.layers):
-            normed_MD = rms_norm(x_MD, layer.input_norm, config.rms_norm_eps)
-            x_MD = x_MD + self._attention(normed_MD, index, slot_M, position_M)
-            x_MD = x_MD + _feed_forward(rms_norm(x_MD, layer.mlp_norm, config.rms_norm_eps), layer, config)
-        return rms_norm(x_MD, self.weights.norm, config.rms_norm_eps)
+        for index in range(len(self.weights.layers)):
+            x_MD = self.run_layer(x_MD, index, slot_M, position_M)
+        hidden_MD = rms_norm(x_MD, self.weights.norm, config.rms_norm_eps)
+        if self.history is not None:
+            self.history.record(slot_M, position_M, token_M, hidden_MD)
+        return hidden_MD
+
+    def run_layer(self, x_MD: torch.Tensor, index: int, slot_M: torch.Tensor, position_M: torch.Tensor) -> torch.Tensor:
+        """One layer, [M, D] -> [M, D]; fills its cache. The multi-token-prediction module's block is the last."""
+        layer, config = self.layers[index], self.weights.config
+        normed_MD = rms_norm(x_MD, layer.input_norm, config.rms_norm_eps)
+        x_MD = x_MD + self._attention(normed_MD, index, slot_M, position_M)
+        return x_MD + _feed_forward(rms_norm(x_MD, layer.mlp_norm, config.rms_norm_eps), layer, config)
 
     def fork(self, source: int, slots: list[int], length: int) -> None:
         """Copy the first `length` tokens of slot `source` to other slots."""
         for cache in (*self.kv_cache.tensors, *self.pe_cache.tensors):
             cache[:, slots, :length] = cache[:, source, None, :length]
+        if self.history is not None:
+            self.history.fork(source, slots, length)
 
     def logits(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
         """`prefill`, then the head: logits [M, V] of each row's next token."""
         return F.linear(self.prefill(slot_M, token_M, position_M), self.weights.head)
 
-    def decode(self, requests: DecodeRequests, active: np.ndarray, num_steps: int, sampling: DecodeSampling) -> None:
-        """Sample up to `num_steps` tokens for each of the `active` requests (indices), in place; a request whose
-        status leaves STATUS_RUNNING takes no further part."""
+    def decode(
+        self,
+        requests: DecodeRequests,
+        active: np.ndarray,
+        num_steps: int,
+        sampling: DecodeSampling,
+        num_drafts: int = 0,
+    ) -> None:
+        """Sample `num_steps` times for each of the `active` requests (indices), in place: one token, or with drafts of
+        the multi-token-prediction module 1 to num_drafts + 1 tokens (`speculative_step.py`). A request whose status
+        leaves STATUS_RUNNING takes no further part."""
+        if num_drafts:
+            from r1lab.kernels.reference.speculative_step import decode_speculative  # it builds on this module
+
+            decode_speculative(self, requests, active, num_steps, sampling, num_drafts)
+            return
         for _ in range(num_steps):
             active = active[requests.status[active] == STATUS_RUNNING]
             if not len(active):
@@ -323,12 +391,12 @@ class ReferenceDecoder:
             logits_MV = self.logits(requests.slot[active], requests.token[active], requests.position[active])
             uniform_M = random_uniform(requests.stream[active], requests.count[active])
             token_M, logp_M = sample_tokens(logits_MV, uniform_M, sampling)
-            _record(requests, active, token_M.cpu().numpy(), logp_M.cpu().numpy(), sampling.stop_V.cpu().numpy())
+            record_tokens(requests, active, token_M.cpu().numpy(), logp_M.cpu().numpy(), sampling.stop_V.cpu().numpy())
 
     def _attention(self, x_MD: torch.Tensor, index: int, slot_M, position_M) -> torch.Tensor:
         """Absorbed MLA: queries go into latent space (through the key half of kv_b), attend to the latents
         themselves, and the result comes back through the value half (DeepSeek-V2, section 2.1 and appendix C)."""
-        config, layer = self.weights.config, self.weights.layers[index]
+        config, layer = self.weights.config, self.layers[index]
         cos = self.weights.cos[position_M].to(x_MD.dtype)
         sin = self.weights.sin[position_M].to(x_MD.dtype)
         if layer.q_a is not None:
@@ -356,7 +424,7 @@ class ReferenceDecoder:
         return F.linear(torch.einsum("mhc,hwc->mhw", context_MHC, value_HWC).flatten(1), layer.o, layer.o_bias)
 
 
-def _record(requests: DecodeRequests, active, token_M, logp_M, stop_V) -> None:
+def record_tokens(requests: DecodeRequests, active, token_M, logp_M, stop_V) -> None:
     """Append the sampled tokens and decide who is done."""
     finite = np.isfinite(logp_M)
     requests.status[active[~finite]] = STATUS_NOT_FINITE
