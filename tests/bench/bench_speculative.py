@@ -1,10 +1,10 @@
 """Decoding with drafts of the multi-token-prediction module beside decoding without, and how often drafts are accepted.
 
-    python tests/bench/bench_speculative.py speed DIR [--batch 1 2 4 8 16] [--drafts 1 2] [--core 1] [--write]
-    python tests/bench/bench_speculative.py acceptance DIR [--task pick_two] [--num_problems 50] [--write]
+    python tests/bench/bench_speculative.py speed DIR [--batch 1 2 4 8 16] [--drafts 1 2] [--num_problems 9] [--core 1]
+    python tests/bench/bench_speculative.py acceptance DIR [--task pick_two] [--num_problems 60] [--write]
 
-DIR: a checkpoint with a module (recipes/pretrain.py). speed: B completions of held-out prompts at temperature 1, sampled
-again and again with the same seeds, so that both sides write the very same tokens; tokens a second of the process's CPU
+DIR: a checkpoint with a module (recipes/pretrain.py). speed: groups of 16 completions of held-out prompts, B at a time,
+at temperature 1 and the same seeds, so that both sides write the very same tokens; tokens a second of the process's CPU
 time, one thread. acceptance: of the drafts in completions of held-out problems, sampled and greedy; beside it what
 rejection sampling would accept there, and the bar.
 """
@@ -40,24 +40,28 @@ def build_engine(policy, tokenizer, num_drafts: int = 0, max_batch: int = 512) -
     return engine
 
 
+def speed_of(engine: RolloutEngine, prompts: list[list[int]], params: SamplingParams) -> dict[str, float]:
+    """Tokens a second, by clock."""
+    groups = []
+    seconds = timed(lambda: groups.extend(engine.generate(prompts, params)))
+    num_tokens = sum(len(completion.token_ids) for group in groups for completion in group)
+    return {clock: num_tokens / value for clock, value in seconds.items()}
+
+
 def measure_speed(policy, tokenizer, options) -> list[dict]:
     rows = []
+    prompts = held_out(options.task, tokenizer, options.num_problems)
+    params = SamplingParams(n=16, max_tokens=options.max_tokens, seed=1)  # a group reads its prompt once
     for batch in options.batch:
-        prompts = held_out(options.task, tokenizer, 3 * max(8, -(-options.repeat_tokens // (batch * 60 * 3))))
-        params = SamplingParams(n=batch, max_tokens=options.max_tokens, seed=1)
-        engines = {num_drafts: build_engine(policy, tokenizer, num_drafts) for num_drafts in (0, *options.drafts)}
-
-        def run(engine, prompts=prompts, params=params):
-            groups = [engine.generate([prompt], params)[0] for prompt in prompts]
-            return sum(len(completion.token_ids) for group in groups for completion in group)
-
-        num_tokens = run(engines[0])
-        sides = {str(n): lambda engine=engine: {clock: num_tokens / seconds for clock, seconds in
-                 timed(partial(run, engine)).items()} for n, engine in engines.items()}  # fmt: skip
-        results = interleave(sides, options.rounds)
+        sides = {
+            str(n): partial(speed_of, build_engine(policy, tokenizer, n, batch), prompts, params)
+            for n in (0, *options.drafts)
+        }
+        rate = {name: result["cpu"] for name, result in interleave(sides, options.rounds).items()}
         for n in options.drafts:
-            rows.append(row(f"decode with {n} draft{'s'[: n > 1]} vs none, tiny, B={batch}", results[str(n)]["cpu"],
-                            results["0"]["cpu"], MUST_SPEED.get(batch, 0) if n == 1 else 0, "tokens/s of CPU"))  # fmt: skip
+            must = MUST_SPEED.get(batch, 0) if n == 1 else 0
+            name = f"decode, drafts of {n} vs none, tiny, B={batch}"
+            rows.append(row(name, rate[str(n)], rate["0"], must, "tokens/s of CPU"))
     return rows
 
 
@@ -104,7 +108,6 @@ def main():
     parser.add_argument("--drafts", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--num_problems", type=int, default=60)
     parser.add_argument("--max_tokens", type=int, default=160)
-    parser.add_argument("--repeat_tokens", type=int, default=3000, help="about so many tokens a round")
     options = parser.parse_args()
     pin(options.core)
     torch.set_num_threads(1)

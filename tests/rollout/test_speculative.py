@@ -5,6 +5,7 @@ import pytest
 import torch
 from rollout_cases import VOCAB, ragged_prompts, tiny_policy, tokens
 from test_engine import BACKENDS, chi_square_z, next_probs
+from transformers import DeepseekV3Config
 
 from r1lab.kernels.cpu.decode_step import CpuDecoder
 from r1lab.kernels.reference.decode_step import ReferenceDecoder
@@ -18,13 +19,14 @@ from r1lab.rollout.speculative import RETRY_CALLS, Drafting, _Pace
 def mtp_policy(seed: int = 0, agreeing: bool = True, **changes) -> PolicyForCausalLM:
     """agreeing: the module passes the policy's state on, nearly, so that drafts are often right."""
     base = tiny_policy(seed, **changes)
-    policy = PolicyForCausalLM(base.config, with_mtp=True).eval()
+    policy = PolicyForCausalLM(DeepseekV3Config.from_dict(base.config.to_dict()), with_mtp=True).eval()
     policy.load_state_dict(base.state_dict(), strict=False)
     with torch.no_grad():
         for name, parameter in policy.mtp.named_parameters():
             if "norm" in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-        policy.mtp.mlp.gate.e_score_correction_bias.normal_(std=0.1) if policy.mtp.is_moe else None
+        if policy.mtp.is_moe:
+            policy.mtp.mlp.gate.e_score_correction_bias.normal_(std=0.1)
         if agreeing:  # not the next state but the last one: right where the policy repeats itself
             policy.mtp.eh_proj.weight.mul_(0.1)[:, policy.config.hidden_size :] += torch.eye(policy.config.hidden_size)
             policy.mtp.self_attn.o_proj.weight.mul_(0.1)
@@ -118,7 +120,6 @@ def test_drafts_are_the_modules(decoder_class, changes, request):
     if decoder_class is CpuDecoder:
         request.getfixturevalue("cpu_kernels")
     policy = mtp_policy(agreeing=False, **changes)
-    policy.set_experts_implementation("eager") if hasattr(policy, "set_experts_implementation") else None
     backend = "cpu" if decoder_class is CpuDecoder else "reference"
     prompts = ragged_prompts((1, 2, 9, 17))
     groups, counts = sample(policy, backend, 1, prompts, eos=[], max_tokens=12, temperature=0.0)
