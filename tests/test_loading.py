@@ -8,11 +8,19 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from r1lab.checkpoint import load_checkpoint, save_checkpoint
 from r1lab.config import GRPOConfig
 from r1lab.loading import SYSTEM_PROMPT, LoadingError, load_policy, load_prompts, load_rows
+from r1lab.model import PolicyForCausalLM
 
 QUESTION, ANSWER = "What is 1 + 1 ?", "1 + 1 = 2\n#### 2"
 
@@ -223,6 +231,24 @@ def test_a_missing_model_is_one_clear_line(name, message):
     with pytest.raises(LoadingError) as caught:
         load_policy(name)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_draft_module_is_loaded_where_there_is_one(tmp_path):
+    name = write_model(tmp_path)
+    assert not hasattr(load_policy(name, with_mtp="auto")[0], "mtp")
+    with pytest.raises(LoadingError, match="'gpt2' has no multi-token-prediction module"):
+        load_policy(name, with_mtp=True)
+    config = DeepseekV3Config(
+        vocab_size=32, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, n_routed_experts=2, num_experts_per_tok=1, n_group=1,
+        topk_group=1, kv_lora_rank=8, q_lora_rank=None, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+    )  # fmt: skip
+    for with_mtp in (True, False):
+        PolicyForCausalLM(config, with_mtp=with_mtp).save_pretrained(tmp_path)
+        assert load_policy(name)[0].mtp is None
+        assert (load_policy(name, with_mtp="auto")[0].mtp is not None) == with_mtp
+    with pytest.raises(LoadingError, match="num_nextn_predict_layers=0"):
+        load_policy(name, with_mtp=True)
 
 
 def test_what_is_not_a_model_is_one_clear_line(tmp_path):
