@@ -157,7 +157,7 @@ def _naming_failures(route: Route, started: float) -> Iterator[None]:
     except RuntimeError as error:
         rank = dist.get_rank()
         others = [other for other in dist.get_process_group_ranks(route.group) if other != rank]
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ExpertGroupError(
             f"rank {rank}: {route.name} failed after {time.monotonic() - started:.1f} s: one of the ranks {others} of "
             f"its expert group has ended, or has not answered within the group's timeout ({cause}). Look for that "
