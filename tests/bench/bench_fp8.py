@@ -184,9 +184,11 @@ def token_logps(policy: PolicyForCausalLM, batches: list[dict[str, torch.Tensor]
 
 def describe(name: str, ours: tuple, theirs: tuple) -> None:
     difference = (ours[0] - theirs[0]).abs()
-    same = (ours[1] == theirs[1]).float().mean().item() if len(ours) > 1 else float("nan")
+    same = ""
+    if len(ours) > 1:
+        same = f"  same likeliest token {100 * (ours[1] == theirs[1]).float().mean():.2f} %"
     print(f"{name:<58} mean {difference.mean():.4f}  median {difference.median():.4f}  "
-          f"99 % {difference.quantile(0.99):.3f}  max {difference.max():.2f}  same likeliest token {100 * same:.2f} %",
+          f"99 % {difference.quantile(0.99):.3f}  max {difference.max():.2f}{same}",
           flush=True)  # fmt: skip
 
 
