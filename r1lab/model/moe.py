@@ -98,8 +98,13 @@ class RoutedExperts(nn.Module):
         The shared experts come as an argument because experts on other processes are waited for meanwhile
         (`r1lab.parallel.expert_parallel`).
         """
-        routed_TD = ops.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
-        return routed_TD + shared_experts(x_TD)
+        return self.weighted_sum(x_TD, topk_idx_TK, topk_weights_TK) + shared_experts(x_TD)
+
+    def weighted_sum(
+        self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """Of the chosen experts' outputs, [T, D]."""
+        return ops.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
 
 
 class DeepseekMoE(nn.Module):

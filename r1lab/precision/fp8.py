@@ -181,7 +181,9 @@ class FP8SwiGLU(SwiGLU):
 class FP8RoutedExperts(RoutedExperts):
     """The routed experts with their products in E4M3."""
 
-    def forward(self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor) -> torch.Tensor:
+    def weighted_sum(
+        self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor
+    ) -> torch.Tensor:
         """As in `RoutedExperts`."""
         return fp8_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
 

@@ -52,7 +52,9 @@ class StoredExperts(RoutedExperts):
         """[E, D, F], computed at each access."""
         return torch.stack([_dequantize(down) for _, _, down in self._experts()])
 
-    def forward(self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor) -> torch.Tensor:
+    def weighted_sum(
+        self, x_TD: torch.Tensor, topk_idx_TK: torch.Tensor, topk_weights_TK: torch.Tensor
+    ) -> torch.Tensor:
         """As in `RoutedExperts`.
 
         Raises:
