@@ -6,7 +6,7 @@ TEST_INSTALLED := $(VENV)/.test-installed
 LAUNCH := $(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: r1-zero countdown pretrain test install clean
+.PHONY: r1-zero countdown pretrain test notebooks install clean
 
 r1-zero: $(INSTALLED)  ## the main job: a base model learns to reason by RL alone
 	$(LAUNCH) recipes/r1_zero.py $(ARGS)
@@ -22,6 +22,9 @@ pretrain: $(INSTALLED)  ## make the embedded base again
 # One hash seed: the workers must agree on every test's name, and names show sets.
 test: $(TEST_INSTALLED)  ## the tests
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
+
+notebooks: $(TEST_INSTALLED)  ## execute the notebooks again, in place
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 install: $(INSTALLED)
 
