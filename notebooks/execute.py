@@ -1,7 +1,8 @@
 """Executes the notebooks in place: `python notebooks/execute.py [NOTEBOOK ...]`, by default all of them.
 
 The kernel runs in this folder, finds r1lab beside it, and draws no progress bars; what would differ from one execution
-to the next without meaning anything (cell timings, the interpreter's version) is left out of the file.
+to the next without meaning anything (cell timings, how output was cut in pieces, the interpreter's version) is left out
+of the file.
 """
 
 import os
@@ -32,6 +33,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         timeout=TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
     )
     client.execute(env=_environment())
