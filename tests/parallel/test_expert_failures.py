@@ -63,7 +63,7 @@ def test_a_lost_rank_ends_the_others_within_the_timeout(tmp_path, mode):
 
 def test_a_restarted_job_ends_where_one_process_does(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1", "--master_port"]
-    command = [sys.executable, *launcher, _free_port(), PROGRAM, tmp_path, "restart", "120"]
+    command = [sys.executable, *launcher, _free_port(), PROGRAM, tmp_path, "restart", "300"]
     process = run_program(command, timeout=START, env=_environment())
     assert process.returncode == 0, process.stderr[-3000:]
     assert (tmp_path / "failed").exists() and "rank 1 goes on after step 2" in process.stdout

@@ -271,8 +271,9 @@ def test_cold_start_traces_try_check_wait_and_end_right(task):
         offs = []
         for attempt in attempts:
             chain, _, off = attempt.removesuffix(" .").rpartition(" off ")
-            values = {eval(part) for part in chain.split(" = ")}
-            assert len(values) == 1 and abs(values.pop() - row["target"]) == int(off)
+            steps = [step.split(" = ") for step in chain.split(" , ")]
+            assert all(eval(step) == int(value) for step, value in steps)
+            assert abs(int(steps[-1][1]) - row["target"]) == int(off)
             offs.append(int(off))
         assert len(attempts) >= 2 and offs[-1] == 0 and 0 not in offs[:-1]
         assert len(set(attempts)) == len(attempts)
