@@ -32,6 +32,8 @@ from typing import Any
 
 import torch
 
+from r1lab.model import has_mtp
+
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "trainer_state.pt"
@@ -393,7 +395,7 @@ def _load_weights(path: Path, policy: Any) -> None:
     # experts on saving). It draws random numbers for the initialisation it then overwrites.
     rng = capture_rng_state()
     with _without_progress_bars():
-        module = {} if getattr(policy, "mtp", None) is None else {"with_mtp": True}
+        module = {"with_mtp": True} if has_mtp(policy) else {}
         saved = type(policy).from_pretrained(path, dtype=next(policy.parameters()).dtype, **module)
     restore_rng_state(rng)
     try:

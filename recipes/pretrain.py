@@ -160,6 +160,13 @@ def mask_questions(input_ids: torch.Tensor, attention_mask: torch.Tensor, assist
     return input_ids.masked_fill((attention_mask == 0) | (positions <= colon), -100)
 
 
+def label_batch(input_ids: torch.Tensor, tokenizer) -> dict[str, torch.Tensor]:
+    """What the policy's forward takes: padding masked, and answers alone as labels."""
+    attention_mask = (input_ids != tokenizer.pad_token_id).long()
+    labels = mask_questions(input_ids, attention_mask, tokenizer.convert_tokens_to_ids("Assistant"))
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
     """Warm-up, plateau, linear decay to 0."""
     left = (config.num_steps - step) / (config.decay_share * config.num_steps)
@@ -193,15 +200,12 @@ def main(config: PretrainConfig) -> None:
     batches = [stream_batches(docs, tokenizer, config.tokens_per_batch, random.Random(seed)) for docs in phases]
 
     accelerator.print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
-    assistant_id = tokenizer.convert_tokens_to_ids("Assistant")
     options = {"mtp_loss_weight": config.mtp_loss_weight} if config.mtp_loss_weight else {}
     balanced = policy.mtp if config.train_mtp_only else policy
     start, num_tokens, losses, mtp_losses = time.time(), 0, [], []
     for step in range(config.num_steps):
-        input_ids = next(batches[0 if step < config.drill_steps else 1])
-        attention_mask = (input_ids != tokenizer.pad_token_id).long()
-        labels = mask_questions(input_ids, attention_mask, assistant_id)
-        output = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
+        batch = label_batch(next(batches[0 if step < config.drill_steps else 1]), tokenizer)
+        output = model(**batch, **options)
         accelerator.backward(output.loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -209,7 +213,7 @@ def main(config: PretrainConfig) -> None:
             schedule.step()
             optimizer.zero_grad()
         balance = update_routing_bias(balanced, config.routing_bias_speed)
-        num_tokens += int(attention_mask.sum()) * accelerator.num_processes
+        num_tokens += int(batch["attention_mask"].sum()) * accelerator.num_processes
         losses.append(output.loss.item())
         if options:
             mtp_losses.append(output.mtp_loss.item())

@@ -106,8 +106,10 @@ def _text(prompt: Prompt, completion: Completion, decode, is_continuation: bool)
 
 
 def _judge_programs(texts: list[str], are_correct: list[bool], prompt: Prompt, reward: RewardFunction) -> list[Judged]:
-    offered = [find_answer(text) or text for text in texts]
-    are_blind = _score(offered, prompt, reward) if offered != texts else are_correct
+    offered = [None if right else find_answer(text) for text, right in zip(texts, are_correct, strict=True)]
+    programs = [program for program in offered if program is not None]
+    scores = iter(_score(programs, prompt, reward) if programs else ())
+    are_blind = [program is not None and next(scores) for program in offered]
     entry_point = prompt.columns.get("entry_point")
     return [
         Judged(text, right, right or blind, _is_well_formed_program(text, entry_point), None)

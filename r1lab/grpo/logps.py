@@ -118,11 +118,6 @@ def draft_logps(
     return _scatter(mask, logps), _scatter(mask, accepted)
 
 
-def has_mtp(policy: nn.Module) -> bool:
-    """Whether the policy carries a multi-token-prediction module."""
-    return getattr(policy, "mtp", None) is not None
-
-
 def shares_prompts(policy: nn.Module) -> bool:
     """Whether the policy computes a prompt that several rows share once, and no padding."""
     return bool(getattr(policy, "shares_prefixes", False))

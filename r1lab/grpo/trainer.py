@@ -19,9 +19,10 @@ from transformers import get_scheduler
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.collect import Collector, PromptStream, Sampler, is_informative
-from r1lab.grpo.logps import LogpsModel, has_mtp
+from r1lab.grpo.logps import LogpsModel
 from r1lab.grpo.score import RewardFunction
 from r1lab.grpo.update import PolicyUpdater
+from r1lab.model import has_mtp
 from r1lab.precision import enable_fp8
 from r1lab.types import Prompt, RolloutGroup
 

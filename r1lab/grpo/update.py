@@ -13,9 +13,9 @@ from torch.profiler import record_function
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
-from r1lab.grpo.logps import completion_logps, has_mtp, shares_prompts
+from r1lab.grpo.logps import completion_logps, shares_prompts
 from r1lab.grpo.loss import combine_metrics, policy_loss
-from r1lab.model import update_routing_bias
+from r1lab.model import has_mtp, update_routing_bias
 from r1lab.types import LossOutput, RolloutGroup, TrainBatch
 
 BY_TOKEN = ("kl", "entropy", "mtp/loss", "mtp/acceptance")

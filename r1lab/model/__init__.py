@@ -2,10 +2,10 @@
 
 from r1lab.model.cache import LatentCache
 from r1lab.model.moe import sequence_aux_loss, update_routing_bias
-from r1lab.model.mtp import MTPLayer, add_mtp, mtp_hidden_states, mtp_loss
+from r1lab.model.mtp import MTPLayer, add_mtp, has_mtp, mtp_hidden_states, mtp_loss
 from r1lab.model.transformer import PolicyForCausalLM, PolicyModel
 
 __all__ = [
-    "LatentCache", "MTPLayer", "PolicyForCausalLM", "PolicyModel", "add_mtp", "mtp_hidden_states", "mtp_loss",
-    "sequence_aux_loss", "update_routing_bias",
+    "LatentCache", "MTPLayer", "PolicyForCausalLM", "PolicyModel", "add_mtp", "has_mtp",
+    "mtp_hidden_states", "mtp_loss", "sequence_aux_loss", "update_routing_bias",
 ]  # fmt: skip

@@ -48,6 +48,11 @@ class MTPLayer(DecoderLayer):
         return self.shared_head.norm(x_BTD), aux_loss
 
 
+def has_mtp(policy: nn.Module) -> bool:
+    """Whether the policy carries a multi-token-prediction module."""
+    return getattr(policy, "mtp", None) is not None
+
+
 def mtp_hidden_states(
     policy: nn.Module,
     hidden_BTD: torch.Tensor,
@@ -121,7 +126,7 @@ def mtp_loss(
 
 def add_mtp(policy: nn.Module) -> None:
     """Gives a policy a fresh module, in place; it then saves as a checkpoint with one. No change if it has one."""
-    if policy.mtp is not None:
+    if has_mtp(policy):
         return
     weight = policy.lm_head.weight
     layer = MTPLayer(policy.config, policy.config.num_hidden_layers)
@@ -160,7 +165,6 @@ def checkpoint_copies(config: DeepseekV3Config, state: dict[str, torch.Tensor]) 
 
 
 def _require(policy: nn.Module) -> MTPLayer:
-    mtp = getattr(policy, "mtp", None)
-    if mtp is None:
+    if not has_mtp(policy):
         raise ValueError("the policy has no multi-token-prediction module; load it with_mtp=True")
-    return mtp
+    return policy.mtp

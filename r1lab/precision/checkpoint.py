@@ -88,8 +88,7 @@ def load_fp8_pretrained(
         state[name] = (tensor if scale is None else ops.dequantize_tiles(tensor, scale, TILE)).to(
             torch.float32 if name.endswith("e_score_correction_bias") else dtype
         )
-    module = {"with_mtp": True} if with_mtp else {}
-    policy = PolicyForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **module)
+    policy = PolicyForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype, with_mtp=with_mtp)
     if keep:
         _store(policy, stored)
     return policy.eval()

@@ -16,7 +16,7 @@ norms and the attention core never see FP8.
 T = tokens, K = input features, N = output features, D, E, F as in `r1lab.kernels.ops`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from r1lab.kernels import ops
 from r1lab.kernels.reference import TILE
+from r1lab.kernels.reference.moe_experts import run_experts
 from r1lab.model import PolicyForCausalLM
 from r1lab.model.moe import RoutedExperts, SwiGLU
 
@@ -140,26 +141,6 @@ def fp8_experts(
     """
     experts = [(*gate_up.chunk(2), down) for gate_up, down in zip(gate_up_E2FD.unbind(0), down_EDF.unbind(0))]
     return run_experts(x_TD, topk_idx_TK, topk_weights_TK, experts, fp8_swiglu)
-
-
-def run_experts(
-    x_TD: torch.Tensor,
-    topk_idx_TK: torch.Tensor,
-    topk_weights_TK: torch.Tensor,
-    experts: Sequence[tuple],
-    swiglu: Callable,
-) -> torch.Tensor:
-    """Weighted sum of each token's experts, [T, D], one expert after the other.
-
-    experts: (gate, up, down) of each; swiglu(x [rows, D], gate, up, down) -> [rows, D].
-    """
-    pairs = topk_idx_TK.reshape(-1).argsort(stable=True)
-    counts = torch.bincount(topk_idx_TK.reshape(-1), minlength=len(experts)).tolist()
-    tokens = pairs // topk_idx_TK.shape[1]
-    blocks = x_TD.index_select(0, tokens).split(counts)
-    outputs = [swiglu(block, *weights) for block, weights in zip(blocks, experts, strict=True)]
-    weighted = torch.cat(outputs) * topk_weights_TK.reshape(-1, 1).index_select(0, pairs).to(x_TD.dtype)
-    return torch.zeros_like(x_TD).index_add(0, tokens, weighted)
 
 
 class FP8Linear(nn.Linear):

@@ -9,8 +9,8 @@ from torch import nn
 
 from r1lab.kernels import ops
 from r1lab.kernels.reference import TILE
+from r1lab.kernels.reference.moe_experts import run_experts
 from r1lab.model.moe import RoutedExperts
-from r1lab.precision.fp8 import run_experts
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """(E4M3 [N, K], fp32 [ceil(N / 128), ceil(K / 128)])."""

@@ -15,6 +15,7 @@ import torch
 
 from r1lab.kernels.cpu.decode_step import MAX_DRAFTS
 from r1lab.kernels.reference.decode_step import DecodeRequests
+from r1lab.model import has_mtp
 
 RETRY_CALLS = 32
 """The way that was slower at a batch size is tried again after so many calls: weights, lengths and load change."""
@@ -58,9 +59,12 @@ class Drafting:
 
     @contextmanager
     def chosen(self, requests: DecodeRequests, active: np.ndarray) -> Iterator[int]:
-        """How many tokens to draft at a time in the call inside, which is timed and counted."""
+        """How many tokens to draft at a time in the call inside, which is timed and counted where that may be some."""
+        if not self.num_tokens:
+            yield 0
+            return
         pace = self._paces.setdefault(len(active).bit_length(), _Pace())
-        way = self.num_tokens > 0 and (self.always or pace.choose())
+        way = self.always or pace.choose()
         before = [int(each[active].sum()) for each in (requests.count, requests.drafted, requests.accepted)]
         start = time.perf_counter()
         yield self.num_tokens if way else 0
@@ -70,7 +74,7 @@ class Drafting:
         self.sampled, self.drafted, self.accepted = (
             self.sampled + sampled, self.drafted + drafted, self.accepted + accepted
         )  # fmt: skip
-        if self.num_tokens and sampled:
+        if sampled:
             pace.record(way, seconds / sampled)
 
     def take_metrics(self) -> dict[str, float]:
@@ -78,7 +82,7 @@ class Drafting:
         where nothing was drafted) and "mtp/drafted_share" (accepted drafts among the tokens); {} without drafts."""
         drafted, accepted, sampled = self.drafted, self.accepted, self.sampled
         self.drafted = self.accepted = self.sampled = 0
-        if not self.num_tokens or not sampled:
+        if not sampled:
             return {}
         metrics = {"mtp/drafted_share": accepted / sampled}
         return metrics | ({"mtp/rollout_acceptance": accepted / drafted} if drafted else {})
@@ -88,7 +92,7 @@ def check_drafting(model: torch.nn.Module, num_tokens: int) -> None:
     """Raises ValueError when so many drafts, or drafts by this model, are not possible."""
     if not 0 <= num_tokens <= MAX_DRAFTS:
         raise ValueError(f"num_speculative_tokens={num_tokens}: use 0 (no drafts) to {MAX_DRAFTS}")
-    if num_tokens and getattr(model, "mtp", None) is None:
+    if num_tokens and not has_mtp(model):
         raise ValueError(
             f"num_speculative_tokens={num_tokens} needs a policy with its multi-token-prediction module: load it "
             "with_mtp=True, or train one with recipes/pretrain.py --init_from DIR --train_mtp_only true"

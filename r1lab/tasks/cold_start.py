@@ -13,9 +13,9 @@ import random
 
 from datasets import Dataset
 
-from r1lab.tasks.countdown import Problem, draw_problem, guess, scan_pairs, scan_triple
+from r1lab.tasks.countdown import Problem, draw_problem, guess
 from r1lab.tasks.datasets import MAX_REPEATS, TASKS
-from r1lab.tasks.expressions import Expression, distance, render
+from r1lab.tasks.expressions import Expression, render
 
 COLD_START_TASKS = ("pick_two", "countdown")
 MAX_GUESSES = 2
@@ -85,7 +85,7 @@ def _search(rng: random.Random, problem: Problem) -> list[Expression]:
     tries = []
     for candidate in dict.fromkeys([*guesses, *candidates, problem.solution]):
         tries.append(candidate)
-        if distance(candidate, problem.target) == 0:
+        if problem.miss(candidate) == 0:
             break
     return tries
 
@@ -93,7 +93,7 @@ def _search(rng: random.Random, problem: Problem) -> list[Expression]:
 def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
     """What there is to try, in reading order; with four Countdown numbers or more, which are hundreds, some guesses."""
     if problem.family == "pick_two":
-        return scan_pairs(problem.numbers)
+        return problem.candidates()
     if len(problem.numbers) == 3:
-        return list(dict.fromkeys(scan_triple(problem)))
+        return list(dict.fromkeys(problem.candidates()))
     return [guess(rng, problem) for _ in range(rng.randint(1, MAX_RANDOM))]

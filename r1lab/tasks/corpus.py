@@ -29,8 +29,6 @@ from r1lab.tasks.countdown import (
     draw_problem,
     finish,
     guess,
-    scan_pairs,
-    scan_triple,
 )
 from r1lab.tasks.expressions import (
     MAX_VALUE,
@@ -40,6 +38,7 @@ from r1lab.tasks.expressions import (
     random_expression,
     render,
     work_out,
+    work_out_and_check,
 )
 from r1lab.tasks.programs import Program, Riddle, draw_riddle
 
@@ -81,17 +80,10 @@ def _pick(rng: random.Random, shares: dict):
     return rng.choices(list(shares), weights=shares.values())[0]
 
 
-def _scan(problem: Problem | Riddle) -> list[Try]:
-    """Tries in reading order; each slope of a program."""
-    if isinstance(problem, Riddle):
-        return problem.candidates()
-    return scan_pairs(problem.numbers) if problem.family == "pick_two" else scan_triple(problem)
-
-
 def _guess(rng: random.Random, problem: Problem | Riddle) -> Try:
     """A try that is worked out: a draw of the rules, in Countdown with the last step that comes nearest."""
     if problem.family != "countdown":
-        return rng.choice(_scan(problem))
+        return rng.choice(problem.candidates())
     return guess(rng, problem)
 
 
@@ -118,7 +110,7 @@ def _search(rng: random.Random, problem: Problem | Riddle) -> list[Try]:
     """Tries up to and including the first that hits: a guess, then all in reading order or, where there are too many,
     more guesses."""
     if _has_reading_order(problem):
-        candidates = [_guess(rng, problem), *_scan(problem)]
+        candidates = [_guess(rng, problem), *problem.candidates()]
     else:
         candidates = [*_guesses(rng, problem, MAX_TRIES - 1), problem.solution]
     hit = next(i for i, candidate in enumerate(candidates) if problem.miss(candidate) == 0)
@@ -185,7 +177,7 @@ def _list_attempts(rng: random.Random) -> str:
         amount = "two" if problem.family == "pick_two" else "all"
         question = f"{amount} of {_write(problem.numbers)} to make {problem.target}"
     if _has_reading_order(problem):
-        tries = [_guess(rng, problem), *_scan(problem)]
+        tries = [_guess(rng, problem), *problem.candidates()]
     else:
         tries = _guesses(rng, problem, MAX_GUESSES_LISTED)
     return f"User : try {question} . Assistant : {' '.join(map(problem.write_attempt, tries))}"
@@ -208,7 +200,7 @@ def _last_step(rng: random.Random) -> str:
     if target > MAX_TARGET or rng.random() < 0.4:
         target = rng.randint(1, MAX_TARGET)
     answer = finish(first, numbers[2], target)
-    work = f"{_work_out_and_check(answer, target)} {'yes' if distance(answer, target) == 0 else 'no'}"
+    work = f"{work_out_and_check(answer, target)} {'yes' if distance(answer, target) == 0 else 'no'}"
     return f"User : use {first} {numbers[2]} to make {target} . Assistant : {_lay_out(rng, work, render(answer))}"
 
 
@@ -240,12 +232,8 @@ def _does_it_make(rng: random.Random, subject: Expression) -> str:
     """An exercise: is this the target?"""
     target = evaluate(subject) if rng.random() < 0.3 else rng.randint(1, MAX_TARGET)
     answer = "yes" if distance(subject, target) == 0 else "no"
-    work = f"{_work_out_and_check(subject, target)} {answer}"
+    work = f"{work_out_and_check(subject, target)} {answer}"
     return f"User : does {render(subject)} make {target} ? Assistant : {_lay_out(rng, work, answer)}"
-
-
-def _work_out_and_check(expression: Expression, target: int) -> str:
-    return f"{work_out(expression)} off {distance(expression, target)} ."
 
 
 DRILLS = {_list_attempts: 0.36, _list_pairs: 0.16, _last_step: 0.12, _join: 0.08, _fact: 0.28}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations
 
-from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, work_out
+from r1lab.tasks.expressions import OPS, Expression, combine, distance, evaluate, random_expression, work_out_and_check
 
 MAX_NUMBER = {"pick_two": 20, "countdown": 12}
 MAX_TARGET = 40
@@ -25,6 +25,12 @@ TEST_SHARE = 10
 def split_of(key: str) -> str:
     """The split of what `key` names, by its hash: "test" for one in `TEST_SHARE`, else "train"."""
     return "test" if int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % TEST_SHARE == 0 else "train"
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError for a name that is no split's."""
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}; use 'train' or 'test'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,16 @@ class Problem:
 
     def write_attempt(self, expression: Expression) -> str:
         """A try worked out, and its check: `3 + 5 = 8 , 8 * 7 = 56 off 24 .`"""
-        return f"{work_out(expression)} off {self.miss(expression)} ."
+        return work_out_and_check(expression, self.target)
+
+    def candidates(self) -> list[Expression]:
+        """Tries in reading order; one of them hits. Raises ValueError for Countdown with more than three numbers, whose
+        hundreds have no order."""
+        if self.family == "pick_two":
+            return scan_pairs(self.numbers)
+        if len(self.numbers) != 3:
+            raise ValueError(f"{len(self.numbers)} Countdown numbers have no reading order; guess")
+        return scan_triple(self)
 
 
 def draw_problem(rng: random.Random, family: str, n: int, split: str) -> Problem:
@@ -70,8 +85,7 @@ def draw_problem(rng: random.Random, family: str, n: int, split: str) -> Problem
     """
     if family not in MAX_NUMBER:
         raise ValueError(f"unknown family {family!r}; use one of {sorted(MAX_NUMBER)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}; use 'train' or 'test'")
+    check_split(split)
     if not 2 <= n <= 6:
         raise ValueError(f"n={n} numbers; use 2 to 6")
     while True:

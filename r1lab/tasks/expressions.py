@@ -77,6 +77,11 @@ def work_out(expression: Expression) -> str:
     return " , ".join(_steps(expression)) or str(expression)
 
 
+def work_out_and_check(expression: Expression, target: int) -> str:
+    """The working, and how far it is off: `3 + 5 = 8 , 8 * 7 = 56 off 24 .` Raises ForbiddenStepError."""
+    return f"{work_out(expression)} off {distance(expression, target)} ."
+
+
 def random_expression(rng: random.Random, numbers: list[int], ops: str = OPS) -> Expression:
     """A random expression that uses each of `numbers` once: two parts are drawn and combined until one is left."""
     while True:

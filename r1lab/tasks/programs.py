@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from r1lab.tasks.countdown import split_of
-from r1lab.tasks.expressions import MAX_VALUE, Expression, distance, work_out
+from r1lab.tasks.countdown import check_split, split_of
+from r1lab.tasks.expressions import MAX_VALUE, Expression, distance, work_out, work_out_and_check
 
 MAX_SLOPE = 9
 MAX_OFFSET = 20
@@ -95,10 +95,10 @@ class Riddle:
     def write_attempt(self, program: Program) -> str:
         """The offset fitted to the first example, then the check on the second:
         `2 * 3 = 6 , 7 - 6 = 1 : 5 * 3 = 15 , 15 + 1 = 16 off 0 .`"""
-        (x, y), (other, _) = self.examples
+        (x, y), (other, value) = self.examples
         part = x if program.slope == 1 else ("*", x, program.slope)
         fit = work_out(("-", y, part) if program.offset > 0 else ("-", part, y) if program.offset < 0 else part)
-        return f"{fit} : {work_out(program.at(other))} off {self.miss(program)} ."
+        return f"{fit} : {work_out_and_check(program.at(other), value)}"
 
 
 def draw_riddle(rng: random.Random, num_operations: int, split: str) -> Riddle:
@@ -109,8 +109,7 @@ def draw_riddle(rng: random.Random, num_operations: int, split: str) -> Riddle:
     """
     if num_operations not in (1, 2):
         raise ValueError(f"num_operations={num_operations}; use 1 or 2")
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}; use 'train' or 'test'")
+    check_split(split)
     while True:
         slope = rng.randint(2, MAX_SLOPE)
         offset = rng.choice((-1, 1)) * rng.randint(1, MAX_OFFSET)

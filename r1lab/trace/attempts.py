@@ -129,11 +129,12 @@ def _join(steps: Sequence[Equation]) -> str:
 
     for one in steps[:-1]:
         expression = _OPERAND.sub(put_in, one.expression)
-        results.setdefault(_written(one.value), []).append(expression)
+        results.setdefault(write_value(one.value), []).append(expression)
     return _OPERAND.sub(put_in, steps[-1].expression)
 
 
-def _written(value: int | float) -> str:
+def write_value(value: int | float) -> str:
+    """As texts write it: whole numbers without a point."""
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 

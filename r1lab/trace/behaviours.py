@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence, Set
 from typing import NamedTuple
 
-from r1lab.trace.attempts import Attempt, Equation, parse_attempts, parse_equations
+from r1lab.trace.attempts import Attempt, Equation, parse_attempts, parse_equations, write_value
 
 ENUMERATION_LENGTH = 4
 """So many tries in a row that go through the candidates in order; of tries in random order one row in 24 does."""
@@ -74,7 +74,7 @@ def _works_out_again(equations: Sequence[Equation]) -> bool:
     for one in equations:
         written = "".join(one.expression.translate(_SIGNS).split())
         step = _STEP.fullmatch(one.expression)
-        result = _written(one.value)
+        result = write_value(one.value)
         parts = (step[1], step[2].translate(_SIGNS), step[3], result) if step else None
         if written in seen or parts in undone:
             return True
@@ -124,10 +124,6 @@ def _builds_on_a_result(equations: Sequence[Equation], numbers: Set[str]) -> boo
     for one in equations:
         if not results.isdisjoint(_OPERAND.findall(one.expression)):
             return True
-        if one.off is None and (result := _written(one.value)) not in numbers:
+        if one.off is None and (result := write_value(one.value)) not in numbers:
             results.add(result)
     return False
-
-
-def _written(value: int | float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -30,8 +30,8 @@ from pretrain import (  # noqa: E402
     PretrainConfig,
     build_config,
     build_optimizers,
+    label_batch,
     learning_rate_factor,
-    mask_questions,
     stream_batches,
 )
 
@@ -111,16 +111,9 @@ def build_learners(config: PretrainConfig, tokenizer, sides: list[str]) -> dict[
     return learners
 
 
-def labelled(input_ids: torch.Tensor, tokenizer) -> dict[str, torch.Tensor]:
-    attention_mask = (input_ids != tokenizer.pad_token_id).long()
-    assistant = tokenizer.convert_tokens_to_ids("Assistant")
-    labels = mask_questions(input_ids, attention_mask, assistant)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
 def batches_of(seed: int, drill: float, tokenizer, tokens_per_batch: int):
     for ids in stream_batches(stream_documents(seed, drill), tokenizer, tokens_per_batch, random.Random(seed)):
-        yield labelled(ids, tokenizer)
+        yield label_batch(ids, tokenizer)
 
 
 def pretrain(options, seed: int) -> dict:
