@@ -32,8 +32,6 @@ from typing import Any
 
 import torch
 
-from r1lab.model import has_mtp
-
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "trainer_state.pt"
@@ -393,6 +391,8 @@ def _check_architecture(path: Path, config: Any) -> None:
 def _load_weights(path: Path, policy: Any) -> None:
     # Through from_pretrained, because the names on disk may differ from the module's (transformers splits the stacked
     # experts on saving). It draws random numbers for the initialisation it then overwrites.
+    from r1lab.model import has_mtp  # imports transformers, which readers of run files can do without
+
     rng = capture_rng_state()
     with _without_progress_bars():
         module = {"with_mtp": True} if has_mtp(policy) else {}

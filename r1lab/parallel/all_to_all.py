@@ -161,6 +161,5 @@ def _naming_failures(route: Route, started: float) -> Iterator[None]:
         raise ExpertGroupError(
             f"rank {rank}: {route.name} failed after {time.monotonic() - started:.1f} s: one of the ranks {others} of "
             f"its expert group has ended, or has not answered within the group's timeout ({cause}). Look for that "
-            "rank's own error; then start the job again from its last checkpoint (`torchrun --max-restarts` and "
-            "`accelerate launch --max_restarts` do that by themselves)"
+            "rank's own error; then start the job again from its last checkpoint"
         ) from error

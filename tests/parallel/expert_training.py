@@ -1,7 +1,7 @@
-"""A short training with spread experts, as a program: python expert_training.py DIRECTORY kill|hang|restart TIMEOUT
+"""A short training with spread experts, as a program: python expert_training.py DIRECTORY kill|hang TIMEOUT
 
 It is started with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, by torchrun or by hand. At step 2 rank 1 is killed, or
-hangs; after a restart it goes on from the last checkpoint to the end.
+hangs; started again, the program goes on from the last checkpoint to the end.
 """
 
 import os

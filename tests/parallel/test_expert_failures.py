@@ -61,12 +61,15 @@ def test_a_lost_rank_ends_the_others_within_the_timeout(tmp_path, mode):
     assert time.time() - failed < TIMEOUT + 60  # the interpreter's end on a busy machine included
 
 
-def test_a_restarted_job_ends_where_one_process_does(tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1", "--master_port"]
-    command = [sys.executable, *launcher, _free_port(), PROGRAM, tmp_path, "restart", "300"]
-    process = run_program(command, timeout=START, env=_environment())
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert (tmp_path / "failed").exists() and "rank 1 goes on after step 2" in process.stdout
+def test_a_job_started_again_ends_where_one_process_does(tmp_path):
+    # Not torchrun's --max-restarts: torch 2.13 keeps the store of the first attempt, so that a process may read from it
+    # where a dead one was to be found, and waits there until the timeout.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [PROGRAM, tmp_path, "kill", "300"]
+    first, second = (run_program(command, timeout=START, env=_environment()) for _ in range(2))
+    assert first.returncode != 0 and (tmp_path / "failed").exists()
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "rank 1 goes on after step 2" in second.stdout
     latest = list_checkpoints(tmp_path)[-1]
     checkpoint = load_checkpoint(latest, policy=(policy := train_alone(0)[0]))
     assert checkpoint.step == NUM_STEPS
