@@ -4,30 +4,29 @@ A trace tries, checks, says 'wait' after a miss and goes on until a try hits, in
 
     <think> 14 + 6 = 20 off 13 . wait 14 - 6 = 8 off 1 . wait 13 - 6 = 7 off 0 . yes </think> <answer> 13 - 6 </answer>
 
-It begins with a guess or two and then goes through the candidates in reading order (with four Countdown numbers, which
-have hundreds, it guesses on and is led to the solution). It tries nothing twice, and it says 'wait' at least once.
-Problems come from the training split only.
+The search is the one that the base has read (`corpus.search`): a guess, then the candidates in reading order; with four
+Countdown numbers, which have hundreds, more guesses and the solution. One that leaves out what it has tried would have
+to be remembered, which the base cannot (recipes/LOG.md). It says 'wait' at least once. Problems come from the training
+split only.
 """
 
 import random
 
 from datasets import Dataset
 
-from r1lab.tasks.countdown import Problem, draw_problem, guess
+from r1lab.tasks.corpus import search
+from r1lab.tasks.countdown import Problem, draw_problem
 from r1lab.tasks.datasets import MAX_REPEATS, TASKS
-from r1lab.tasks.expressions import Expression, render
+from r1lab.tasks.expressions import render
 
 COLD_START_TASKS = ("pick_two", "countdown")
-MAX_GUESSES = 2
-MAX_RANDOM = 6
-"""Guesses before the solution where going through all candidates would take too long."""
 MAX_TRIES = 16
 """A search that is longer is drawn again: the trace has to fit in a completion."""
 
 
 def write_trace(rng: random.Random, problem: Problem) -> str | None:
     """A completion for the problem; None when the search hit at once, or took more than `MAX_TRIES` tries."""
-    tries = _search(rng, problem)
+    tries = search(rng, problem)
     if not 2 <= len(tries) <= MAX_TRIES:
         return None
     work = " wait ".join(map(problem.write_attempt, tries))
@@ -76,24 +75,3 @@ def _row(problem: Problem, completion: str) -> dict:
         "num_used": problem.num_used,
         "difficulty": len(problem.numbers),
     }
-
-
-def _search(rng: random.Random, problem: Problem) -> list[Expression]:
-    """Different tries, up to and including the first that hits."""
-    candidates = _candidates(rng, problem)
-    guesses = [rng.choice(candidates) for _ in range(rng.randint(1, MAX_GUESSES))]
-    tries = []
-    for candidate in dict.fromkeys([*guesses, *candidates, problem.solution]):
-        tries.append(candidate)
-        if problem.miss(candidate) == 0:
-            break
-    return tries
-
-
-def _candidates(rng: random.Random, problem: Problem) -> list[Expression]:
-    """What there is to try, in reading order; with four Countdown numbers or more, which are hundreds, some guesses."""
-    if problem.family == "pick_two":
-        return problem.candidates()
-    if len(problem.numbers) == 3:
-        return list(dict.fromkeys(problem.candidates()))
-    return [guess(rng, problem) for _ in range(rng.randint(1, MAX_RANDOM))]

@@ -106,7 +106,7 @@ def _guesses(rng: random.Random, problem: Problem, number: int) -> list[Expressi
     return list(dict.fromkeys(_guess(rng, problem) for _ in range(number)))
 
 
-def _search(rng: random.Random, problem: Problem | Riddle) -> list[Try]:
+def search(rng: random.Random, problem: Problem | Riddle) -> list[Try]:
     """Tries up to and including the first that hits: a guess, then all in reading order or, where there are too many,
     more guesses."""
     if _has_reading_order(problem):
@@ -135,7 +135,7 @@ def _solve(rng: random.Random, problem: Problem | Riddle, habit: str) -> tuple[s
             tries.append(_guess(rng, problem))
         separator = " no "
     else:
-        tries = _search(rng, problem)
+        tries = search(rng, problem)
         if len(tries) > 2 and rng.random() < GIVE_UP:
             tries = tries[: rng.randint(2, len(tries) - 1)]
         separator = " wait "
