@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo")
 SCALE_REWARDS = ("group", "batch", "none")
+VLLM_MODES = ("colocate", "server")
+IMPORTANCE_SAMPLING_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
 @dataclass
@@ -40,6 +42,44 @@ class GRPOConfig:
         },
     )
     max_resamples: int = field(default=3, metadata={"help": "Most rounds of dynamic sampling a step."})
+
+    # --- rollouts by vLLM
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM; needs pip install 'trl[vllm]'."})
+    vllm_mode: str = field(
+        default="colocate",
+        metadata={"help": "server: a `vllm serve` of its own; colocate: inside the training processes, on their GPUs."},
+    )
+    vllm_model_impl: str = field(default="vllm", metadata={"help": "colocate: vllm's model code or transformers'."})
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "server: its address, http://HOST:PORT; host and port play no part then."}
+    )
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "server: its host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "server: its port."})
+    vllm_server_timeout: float = field(
+        default=240.0, metadata={"help": "server: wait so many seconds for it to be up."}
+    )
+    vllm_group_port: int = field(default=51216, metadata={"help": "server: the port that weights are sent through."})
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "colocate: share of a GPU's memory that vLLM may take."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "colocate: longest prompt + completion; default: the model's context."}
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "1: colocate gives each process an engine of its own; a server has its own flag."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "colocate: vLLM gives its memory back between rollouts."}
+    )
+    vllm_importance_sampling_correction: bool = field(
+        default=True, metadata={"help": "Weigh by training's over vLLM's probability of what was sampled."}
+    )
+    vllm_importance_sampling_mode: str = field(
+        default="sequence_mask",
+        metadata={"help": f"How those weights are bounded: {', '.join(IMPORTANCE_SAMPLING_MODES)}."},
+    )
+    vllm_importance_sampling_clip_max: float | None = field(default=3.0, metadata={"help": "Their upper bound."})
+    vllm_importance_sampling_clip_min: float | None = field(default=None, metadata={"help": "Their lower bound."})
 
     # --- rewards
     reward_funcs: list[str] = field(
@@ -133,6 +173,37 @@ class GRPOConfig:
             raise ValueError(
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_funcs)} reward_funcs; "
                 "give one weight per function"
+            )
+        self._check_vllm()
+
+    def _check_vllm(self) -> None:
+        _one_of(self, "vllm_mode", VLLM_MODES)
+        _one_of(self, "vllm_importance_sampling_mode", IMPORTANCE_SAMPLING_MODES)
+        at_least(self, "vllm_server_timeout", 0)
+        if not 0 < self.vllm_gpu_memory_utilization <= 1:
+            raise ValueError(f"vllm_gpu_memory_utilization={self.vllm_gpu_memory_utilization}: use a share in (0, 1]")
+        if self.vllm_tensor_parallel_size != 1:
+            raise ValueError(
+                f"vllm_tensor_parallel_size={self.vllm_tensor_parallel_size}: only 1; to spread the model over GPUs "
+                "use vllm_mode=server and start it with --tensor-parallel-size"
+            )
+        url = self.vllm_server_base_url
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"vllm_server_base_url={url!r}: begin it with http:// or https://")
+        if self.use_vllm and self.num_speculative_tokens:
+            raise ValueError(
+                f"num_speculative_tokens={self.num_speculative_tokens} drafts in the native engine only; leave it at 0 "
+                "with use_vllm (a server takes --speculative-config)"
+            )
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min={low}: must be below vllm_importance_sampling_clip_max={high}"
+            )
+        if low is None and high is None and self.vllm_importance_sampling_mode.endswith("truncate"):
+            raise ValueError(
+                f"vllm_importance_sampling_mode={self.vllm_importance_sampling_mode!r} needs a bound: set "
+                "vllm_importance_sampling_clip_max or vllm_importance_sampling_clip_min"
             )
 
     @property

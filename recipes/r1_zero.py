@@ -25,7 +25,7 @@ from r1lab.grpo.score import RewardError
 from r1lab.grpo.trainer import GRPOTrainer, TrainingDiverged
 from r1lab.loading import load_policy, load_prompts
 from r1lab.report import print_results
-from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams
+from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams, VLLMRolloutEngine, build_vllm_engine
 from r1lab.run import Interrupted, Run, RunConfig
 from r1lab.tasks import TASKS
 from r1lab.trace.report import write_report
@@ -60,11 +60,14 @@ class ScriptArguments:
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out .jsonl / .parquet or hub id."})
 
 
-def build_engine(policy, tokenizer, num_speculative_tokens: int = 0):
-    """Our engine for our policy, transformers' generation for any other model."""
+def build_engine(policy, tokenizer, config: GRPOConfig | None = None, accelerator: Accelerator | None = None):
+    """vLLM where the config asks for it; else our engine for our policy, transformers' generation for any other."""
+    if config is not None and config.use_vllm:
+        return build_vllm_engine(policy, tokenizer, config, accelerator)
     if not callable(getattr(policy, "hidden_states", None)):
         return HFRolloutEngine(policy, eos_token_id=tokenizer.eos_token_id)
-    return RolloutEngine(policy, eos_token_id=tokenizer.eos_token_id, num_speculative_tokens=num_speculative_tokens)
+    num_drafts = 0 if config is None else config.num_speculative_tokens
+    return RolloutEngine(policy, eos_token_id=tokenizer.eos_token_id, num_speculative_tokens=num_drafts)
 
 
 def build_sampler(engine, config: GRPOConfig):
@@ -76,7 +79,9 @@ def build_sampler(engine, config: GRPOConfig):
         top_p=config.top_p,
         top_k=config.top_k,
     )
-    return lambda prompt_ids, seeds: engine.generate(prompt_ids, params, seeds=seeds)
+    is_shared = isinstance(engine, VLLMRolloutEngine)
+    generate = engine.generate_together if is_shared else engine.generate
+    return lambda prompt_ids, seeds: generate(prompt_ids, params, seeds=seeds)
 
 
 def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int):
@@ -110,7 +115,7 @@ def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, ac
     reward_funcs = [load_reward(name) for name in config.reward_funcs]
     with_mtp = config.num_speculative_tokens > 0 or config.mtp_loss_weight > 0
     policy, tokenizer = load_policy(script.model_name_or_path, with_mtp)
-    engine = build_engine(policy, tokenizer, config.num_speculative_tokens)
+    engine = build_engine(policy, tokenizer, config, accelerator)
     train_prompts, held_out = load_prompts(script, tokenizer, policy.config, config, run_config.final_num_problems)
     trainer = GRPOTrainer(
         policy,
@@ -121,7 +126,8 @@ def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, ac
         pad_token_id=engine.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         config=config,
         accelerator=accelerator,
-        rollout_metrics=engine.drafting.take_metrics if with_mtp else dict,
+        rollout_metrics=engine.drafting.take_metrics if isinstance(engine, RolloutEngine) and with_mtp else dict,
+        on_new_weights=engine.weights_changed if config.use_vllm else lambda: None,
     )
     if run_config.log_with:
         accelerator.init_trackers("r1lab")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -30,6 +31,13 @@ def run_program(command: list, timeout: float = 300, **options) -> subprocess.Co
         out, err = process.communicate(timeout=60)
         pytest.fail(f"not finished after {timeout} s: {process.args}\n{out[-2000:]}\n{err[-4000:]}")
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def kill_group(process: subprocess.Popen) -> None:

@@ -12,7 +12,8 @@ from r1lab.grpo.score import RewardFunction, score_groups
 from r1lab.types import Completion, Prompt, Rollout, RolloutGroup
 
 Sampler = Callable[[list[list[int]], list[list[int]]], list[list[Completion]]]
-"""(prompt_ids [P][...], seeds [P][G]) -> G completions a prompt. A seed fixes its completion's random numbers."""
+"""(prompt_ids [P][...], seeds [P][G]) -> G completions a prompt. A seed fixes its completion's random numbers. Every
+process calls it at the same time, with P = 0 too."""
 
 Gather = Callable[[list], list]
 """Concatenates a list over all processes, in the order of their ranks: `accelerate.utils.gather_object`."""
@@ -94,11 +95,12 @@ class Collector:
 
     def _sample_round(self, num_prompts: int) -> list[RolloutGroup]:
         mine = self.stream.take(num_prompts)[self.rank :: self.world_size]
-        if not mine:
-            return []
+        # A process without prompts takes part too: the engine may answer all of them together.
         seeds = [[self._seed(position, i) for i in range(self.config.num_generations)] for position, _ in mine]
         with record_function("r1lab/rollout"):
             completions = self.sample([prompt.token_ids for _, prompt in mine], seeds)
+        if not mine:
+            return []
         groups = [
             RolloutGroup(prompt, [Rollout(completion, self.decode(completion.token_ids)) for completion in group])
             for (_, prompt), group in zip(mine, completions, strict=True)

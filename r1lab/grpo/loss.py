@@ -35,6 +35,7 @@ def policy_loss(
     num_items_in_batch: float | torch.Tensor | None = None,
     num_rows: float | torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
+    rollout_weights: torch.Tensor | None = None,
 ) -> LossOutput:
     """The loss of B rows of T tokens; differentiable in `logps` only.
 
@@ -44,6 +45,8 @@ def policy_loss(
     epsilon, epsilon_high (default: epsilon) bound the ratio to [1 - epsilon, 1 + epsilon_high]; for cispo epsilon_high
     is itself the cap on the ratio, as in TRL (5.0 is its recommended value).
     beta weighs the k3 estimate of KL(policy || ref), which needs ref_logps.
+    rollout_weights, [B, T] or [B, 1], multiply every term but the KL's: `r1lab.grpo.mismatch.importance_weights`, where
+    another engine than the policy itself drew the tokens.
 
     Gradient accumulation: pass to every micro-batch the totals of the whole batch, `num_items_in_batch` (trained
     tokens: bnpo, dapo, cispo) and `num_rows` (grpo, gspo, dr_grpo); the micro-batch losses then *sum* to the loss of
@@ -59,7 +62,10 @@ def policy_loss(
     objective, aggregate = _lookup(loss_type)
     mask = completion_mask.bool()
     advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
-    _check_shapes(logps, old_logps, advantages, mask, ref_logps if beta != 0.0 else None, entropy)
+    _check_shapes(logps, old_logps, mask, ref_logps if beta != 0.0 else None, entropy)
+    _check_per_row_or_token("advantages", advantages, logps)
+    if rollout_weights is not None:
+        _check_per_row_or_token("rollout_weights", rollout_weights, logps)
     if beta != 0.0 and ref_logps is None:
         raise ValueError(f"beta={beta} needs ref_logps; pass the reference policy's, or beta=0.0")
     if loss_type == "cispo" and (epsilon if epsilon_high is None else epsilon_high) < 1.0:
@@ -72,7 +78,7 @@ def policy_loss(
     terms = objective(logps, old_logps, advantages, mask, clip)
     metrics = _ratio_metrics(loss_type, terms, mask)
 
-    losses = terms.losses
+    losses = terms.losses if rollout_weights is None else terms.losses * rollout_weights
     if beta != 0.0:
         kl = kl_to_ref(logps, _zero_outside(mask, ref_logps))
         losses = losses + beta * kl
@@ -212,16 +218,19 @@ def _lookup(loss_type: str) -> tuple[Callable[..., Terms], Callable[..., torch.T
     return OBJECTIVES[loss_type], AGGREGATIONS[loss_type]
 
 
-def _check_shapes(logps, old_logps, advantages, mask, ref_logps, entropy) -> None:
+def _check_shapes(logps, old_logps, mask, ref_logps, entropy) -> None:
     if logps.dim() != 2:
         raise ValueError(f"logps is {list(logps.shape)}; pass [B, T]")
     named = {"completion_mask": mask, "old_logps": old_logps, "ref_logps": ref_logps, "entropy": entropy}
     for name, tensor in named.items():
         if tensor is not None and tensor.shape != logps.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, logps {list(logps.shape)}; they must agree")
-    if advantages.dim() != 2 or advantages.shape[0] != logps.shape[0] or advantages.shape[1] not in (1, logps.shape[1]):
-        shapes = f"advantages is {list(advantages.shape)}, logps {list(logps.shape)}"
-        raise ValueError(f"{shapes}; pass advantages as [B], [B, 1] or [B, T]")
+
+
+def _check_per_row_or_token(name: str, values: torch.Tensor, logps: torch.Tensor) -> None:
+    if values.dim() != 2 or values.shape[0] != logps.shape[0] or values.shape[1] not in (1, logps.shape[1]):
+        shapes = f"{name} is {list(values.shape)}, logps {list(logps.shape)}"
+        raise ValueError(f"{shapes}; pass {name} as [B, 1] or [B, T]")
 
 
 def _zero_outside(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,8 @@ class GRPOTrainer:
         config: the settings.
         accelerator: the caller's, for 1..N processes.
         rollout_metrics: what the engine has to say about what it sampled since it was last asked.
+        on_new_weights: called when the policy's weights have changed, by a step or a resume, for an engine that keeps a
+            copy of them.
 
     Raises:
         ValueError: no prompts, a batch that the processes cannot share evenly, `fp8` for a policy without it, or
@@ -72,6 +74,7 @@ class GRPOTrainer:
         config: GRPOConfig,
         accelerator: Accelerator,
         rollout_metrics: Callable[[], dict[str, float]] = dict,
+        on_new_weights: Callable[[], None] = lambda: None,
     ):
         if not prompts:
             raise ValueError("the training dataset has no prompts; give at least one row")
@@ -89,7 +92,7 @@ class GRPOTrainer:
         if config.fp8:
             enable_fp8(policy)
         self.config, self.accelerator, self.policy = config, accelerator, policy
-        self.rollout_metrics = rollout_metrics
+        self.rollout_metrics, self.on_new_weights = rollout_metrics, on_new_weights
         self.step_index = 0
         self.num_skipped = 0
         self.num_tokens = 0
@@ -139,6 +142,7 @@ class GRPOTrainer:
         metrics = self._rollout_metrics(collection.fresh) | self._engine_metrics()
         with record_function("r1lab/update"):
             metrics |= self.updater.update(collection.trained)
+        self.on_new_weights()
         self.step_index += 1
         self._count_skipped(metrics["skipped_updates"])
         self._sync_ref_model()
@@ -224,6 +228,7 @@ class GRPOTrainer:
         self.updater.scheduler.load_state_dict(state["scheduler"])
         if self.updater.ref_model is not None:
             self.updater.ref_model.load_state_dict(state["ref_model"])
+        self.on_new_weights()
 
 
 def _mean(values: Sequence[float]) -> float:

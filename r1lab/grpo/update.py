@@ -15,6 +15,7 @@ from r1lab.config import GRPOConfig
 from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
 from r1lab.grpo.logps import completion_logps, shares_prompts
 from r1lab.grpo.loss import combine_metrics, policy_loss
+from r1lab.grpo.mismatch import Mismatch, importance_weights
 from r1lab.model import has_mtp, update_routing_bias
 from r1lab.types import LossOutput, RolloutGroup, TrainBatch
 
@@ -108,7 +109,7 @@ class PolicyUpdater:
                 batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
 
     def _update_once(self, minibatch: Minibatch, is_first: bool) -> dict[str, float]:
-        outputs, differences = [], []
+        outputs, mismatch = [], Mismatch()
         # DDP reduces gradients in the last backward pass, which every process must therefore have.
         batches = minibatch.batches or [_empty_batch(self.accelerator.device, self.pad_token_id)]
         # The empty batch's tokens are nobody's: in evaluation mode they do not count for the experts' load.
@@ -120,7 +121,8 @@ class PolicyUpdater:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 with record_function("r1lab/forward"):
                     logps, entropy, *drafts = completion_logps(self.model, batch, self.config.temperature)
-                    output = self._loss(batch, logps, entropy, minibatch.totals)
+                    weights = self._rollout_weights(batch, logps)
+                    output = self._loss(batch, logps, entropy, minibatch.totals, weights)
                     draft_loss = self._draft_loss(batch, drafts, minibatch.totals, output.metrics)
                 with record_function("r1lab/backward"):
                     self.accelerator.backward(output.loss + draft_loss)
@@ -128,9 +130,9 @@ class PolicyUpdater:
                 _keep_on_rollouts(batch, logps, entropy)
             outputs.append(output)
             if is_first:
-                differences.append((logps.detach() - batch.rollout_logps).abs()[batch.completion_mask])
+                mismatch.add(logps, batch.rollout_logps, batch.completion_mask, weights)
         metrics = self._gather_metrics(batches, outputs)
-        metrics |= self._sampling_difference(differences) if is_first else {}
+        metrics |= mismatch.metrics() if is_first else {}
         # Before the step, so that every row's load is that of the same weights.
         with record_function("r1lab/experts' load of idle rows"):
             self._count_load(minibatch.skipped)
@@ -139,7 +141,28 @@ class PolicyUpdater:
         speed = 0.0 if metrics["skipped_updates"] else self.config.routing_bias_speed
         return metrics | update_routing_bias(self.policy, speed)
 
-    def _loss(self, batch: TrainBatch, logps: torch.Tensor, entropy: torch.Tensor, totals: BatchTotals) -> LossOutput:
+    def _rollout_weights(self, batch: TrainBatch, logps: torch.Tensor) -> torch.Tensor | None:
+        """Corrects for the engine that sampled; None where that was the policy itself."""
+        config = self.config
+        if not (config.use_vllm and config.vllm_importance_sampling_correction):
+            return None
+        return importance_weights(
+            logps if batch.old_logps is None else batch.old_logps,
+            batch.rollout_logps,
+            batch.completion_mask,
+            mode=config.vllm_importance_sampling_mode,
+            clip_min=config.vllm_importance_sampling_clip_min,
+            clip_max=config.vllm_importance_sampling_clip_max,
+        )
+
+    def _loss(
+        self,
+        batch: TrainBatch,
+        logps: torch.Tensor,
+        entropy: torch.Tensor,
+        totals: BatchTotals,
+        weights: torch.Tensor | None,
+    ) -> LossOutput:
         # Gradients are averaged over processes, so each divides by its share of the totals.
         world_size = self.accelerator.num_processes
         return policy_loss(
@@ -156,6 +179,7 @@ class PolicyUpdater:
             num_items_in_batch=totals.num_tokens / world_size,
             num_rows=totals.num_rows / world_size,
             entropy=entropy,
+            rollout_weights=weights,
         )
 
     def _draft_loss(self, batch: TrainBatch, drafts: list[torch.Tensor], totals: BatchTotals, metrics: dict):
@@ -179,16 +203,6 @@ class PolicyUpdater:
             combined |= {name: value for name, value in by_row.items() if name not in BY_TOKEN}
         losses = gather_object([sum(output.loss.item() for output in outputs)])
         return {"loss": sum(losses) / len(losses), **combined}
-
-    def _sampling_difference(self, differences: list[torch.Tensor]) -> dict[str, float]:
-        """How far the logps of training are from those recorded while sampling, under the same weights."""
-        values = torch.cat(differences) if differences else torch.zeros(0)
-        parts = gather_object([(values.sum().item(), values.max().item() if len(values) else 0.0, len(values))])
-        count = max(1, sum(n for _, _, n in parts))
-        return {
-            "sampling/sampling_logp_difference/mean": sum(total for total, _, _ in parts) / count,
-            "sampling/sampling_logp_difference/max": max(largest for _, largest, _ in parts),
-        }
 
     def _step(self, is_finite: bool) -> dict[str, float]:
         limit = self.config.max_grad_norm or math.inf

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from r1lab.rollout.sampling import SamplingParams, request_streams
+from r1lab.rollout.sampling import SamplingParams, check_prompts, request_streams
 from r1lab.types import Completion
 
 
@@ -58,7 +58,7 @@ class HFRolloutEngine:
         Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape, or
         a ban on every token.
         """
-        self._check_prompts(prompt_ids)
+        check_prompts(prompt_ids, self.vocab_size, self._context)
         if len(set(params.banned_token_ids)) >= self.vocab_size:
             raise ValueError(f"banned_token_ids bans all {self.vocab_size} tokens: leave at least one")
         requests = [prompt for prompt in prompt_ids for _ in range(params.n)]
@@ -74,22 +74,6 @@ class HFRolloutEngine:
     @property
     def _context(self) -> int:
         return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-
-    def _check_prompts(self, prompt_ids: list[list[int]]) -> None:
-        for index, prompt in enumerate(prompt_ids):
-            if not len(prompt):
-                raise ValueError(f"prompt {index} is empty: give at least one token (a BOS token will do)")
-            if len(prompt) >= self._context:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens, max_position_embeddings={self._context} leaves no room "
-                    "for a completion: shorten it"
-                )
-            for token in prompt:
-                if not 0 <= token < self.vocab_size:
-                    raise ValueError(
-                        f"prompt {index} has token id {token}, outside the vocabulary [0, {self.vocab_size}): check "
-                        "that the tokenizer belongs to the model"
-                    )
 
     @contextmanager
     def _borrowed_model(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from r1lab.kernels.reference.decode_step import random_stream, random_uniform, sample_tokens
 
-__all__ = ["SamplingParams", "random_stream", "random_uniform", "request_streams", "sample_tokens"]
+__all__ = ["SamplingParams", "check_prompts", "random_stream", "random_uniform", "request_streams", "sample_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,25 @@ class SamplingParams:
             raise ValueError(f"top_p={self.top_p}: use a number in (0, 1] (1 keeps every token)")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: use 0 to keep every token, or a positive count")
+
+
+def check_prompts(prompt_ids: list[list[int]], vocab_size: int, context: int) -> None:
+    """Raises ValueError on a prompt that is empty, leaves no room in a context of so many tokens, or holds a token id
+    outside the vocabulary."""
+    for index, prompt in enumerate(prompt_ids):
+        if not len(prompt):
+            raise ValueError(f"prompt {index} is empty: give at least one token (a BOS token will do)")
+        if len(prompt) >= context:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens, a context of {context} leaves no room "
+                "for a completion: shorten it"
+            )
+        for token in prompt:
+            if not 0 <= token < vocab_size:
+                raise ValueError(
+                    f"prompt {index} has token id {token}, outside the vocabulary [0, {vocab_size}): check "
+                    "that the tokenizer belongs to the model"
+                )
 
 
 def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] | None = None) -> np.ndarray:

@@ -63,16 +63,18 @@ def good_share_of_even_prompts(completion_ids, is_even, **columns):
 
 
 def make_trainer(
-    policy: PolicyForCausalLM, reward=good_share, accelerator=None, num_prompts=16, **changes
+    policy: PolicyForCausalLM, reward=good_share, accelerator=None, num_prompts=16, vllm=None, **changes
 ) -> GRPOTrainer:
+    """vllm: a `VLLMRolloutEngine` to sample with, in place of the native engine."""
     config = make_config(**changes)
     engine = RolloutEngine(policy, eos_token_id=EOS, num_speculative_tokens=config.num_speculative_tokens)
+    generate = vllm.generate_together if vllm else engine.generate
     params = SamplingParams(
         n=config.num_generations, max_tokens=config.max_completion_length, temperature=config.temperature
     )
     return GRPOTrainer(
         policy,
-        sample=lambda prompt_ids, seeds: engine.generate(prompt_ids, params, seeds=seeds),
+        sample=lambda prompt_ids, seeds: generate(prompt_ids, params, seeds=seeds),
         decode=str,
         reward_funcs=[reward],
         prompts=[Prompt(f"p{i}", [2 + i, 3, 4][: 2 + i % 2], {"is_even": i % 2 == 0}) for i in range(num_prompts)],
@@ -80,6 +82,7 @@ def make_trainer(
         config=config,
         accelerator=accelerator or Accelerator(cpu=True),
         rollout_metrics=engine.drafting.take_metrics,
+        on_new_weights=vllm.weights_changed if vllm else lambda: None,
     )
 
 

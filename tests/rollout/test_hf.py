@@ -112,7 +112,7 @@ def test_completions_end_where_the_context_does(policy):
     [
         ([], {}, None, "prompt 0 is empty"),
         ([VOCAB], {}, None, f"prompt 0 has token id {VOCAB}, outside the vocabulary"),
-        ([1] * 64, {}, None, "prompt 0 has 64 tokens, max_position_embeddings=64 leaves no room"),
+        ([1] * 64, {}, None, "prompt 0 has 64 tokens, a context of 64 leaves no room"),
         ([1], {}, [[1, 2]], r"seeds\[0\] has 2 seeds for n=1"),
         ([1], {}, [], "seeds has 0 rows for 1 prompts"),
         ([1], {"banned_token_ids": tuple(range(VOCAB))}, None, f"bans all {VOCAB} tokens"),
