@@ -35,7 +35,7 @@ def our_loss(rows, loss_type, **options):
     return policy_loss(rows.logps, rows.old_logps, rows.advantages, rows.mask, loss_type=loss_type, **options)
 
 
-def trl_loss(rows, loss_type, *, epsilon=0.2, epsilon_high=None, beta=0.0):
+def trl_loss(rows, loss_type, *, epsilon=0.2, epsilon_high=None, beta=0.0, rollout_weights=None):
     """GRPOTrainer._compute_loss itself, on a stand-in for the trainer that answers with our log-probabilities."""
     trainer = SimpleNamespace(
         loss_type="grpo" if loss_type == "gspo" else loss_type,
@@ -51,7 +51,8 @@ def trl_loss(rows, loss_type, *, epsilon=0.2, epsilon_high=None, beta=0.0):
         aux_loss_enabled=False,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
-        use_vllm=False,
+        use_vllm=rollout_weights is not None,
+        vllm_importance_sampling_correction=True,
         _entropy_bonus_enabled=False,
         _metrics={"train": defaultdict(list)},
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (rows.logps, rows.entropy, None),
@@ -65,6 +66,7 @@ def trl_loss(rows, loss_type, *, epsilon=0.2, epsilon_high=None, beta=0.0):
         "old_per_token_logps": rows.old_logps,
         "ref_per_token_logps": rows.ref_logps,
         "num_items_in_batch": rows.mask.sum(),
+        "importance_sampling_ratio": rollout_weights,
     }
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     return loss, {name: values[0] for name, values in trainer._metrics["train"].items()}
@@ -98,6 +100,20 @@ def test_equals_trl(loss_type, options):
         assert any("clip_ratio" in name for name in shared)
         for name in shared:
             assert ours.metrics[name] == pytest.approx(their_metrics[name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("columns", [1, 9])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_weights_of_another_engines_rollouts_equal_trl(loss_type, columns):
+    rows = random_rows()
+    weights = 3 * torch.rand(len(rows.mask), columns, generator=torch.Generator().manual_seed(1))
+    weights[1] = 0.0
+    options = {"epsilon_high": 1.3, "beta": 0.3, "rollout_weights": weights}
+    ours, plain = our_loss(rows, loss_type, **options).loss, our_loss(rows, loss_type, epsilon_high=1.3, beta=0.3).loss
+    theirs, _ = trl_loss(rows, loss_type, **options)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient(ours, rows), gradient(theirs, rows), rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(ours, plain)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -252,6 +268,7 @@ def test_combine_metrics_weighs_means_and_keeps_extremes():
         ({"old_logps": torch.zeros(6, 8)}, "old_logps is"),
         ({"completion_mask": torch.ones(6, 10)}, "completion_mask is"),
         ({"advantages": torch.zeros(5)}, "advantages is"),
+        ({"rollout_weights": torch.ones(3, 2)}, "rollout_weights is"),
         ({"advantages": torch.zeros(6, 9), "loss_type": "gspo"}, "one ratio per row"),
     ],
     ids=str,

@@ -22,6 +22,24 @@ from r1lab.run import RunConfig
         ({"scale_rewards": "std"}, "scale_rewards='std'"),
         ({"reward_weights": [1.0]}, "reward_weights has 1 entries for 2 reward_funcs"),
         ({"max_steps": 0}, "max_steps=0: must be at least 1"),
+        ({"vllm_mode": "remote"}, "vllm_mode='remote': use one of colocate, server"),
+        (
+            {"vllm_importance_sampling_mode": "token"},
+            "vllm_importance_sampling_mode='token': use one of token_truncate",
+        ),
+        (
+            {"vllm_importance_sampling_clip_min": 3.0},
+            "clip_min=3.0: must be below vllm_importance_sampling_clip_max=3.0",
+        ),
+        (
+            {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": None},
+            "'token_truncate' needs a bound",
+        ),
+        ({"vllm_server_base_url": "localhost:8000"}, "'localhost:8000': begin it with http://"),
+        ({"vllm_server_timeout": -1.0}, "vllm_server_timeout=-1.0"),
+        ({"vllm_gpu_memory_utilization": 0.0}, "vllm_gpu_memory_utilization=0.0"),
+        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size=2: only 1"),
+        ({"use_vllm": True, "num_speculative_tokens": 1}, "num_speculative_tokens=1 drafts in the native engine only"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):
@@ -68,6 +86,7 @@ def test_unknown_key_in_yaml(run_recipe, tmp_path):
         (["--reward_funcs", "applause", "format"], "applause"),
         (["--resume_from_checkpoint", "/no/such/run"], "no such directory"),
         (["--log_with", "paper"], "Unsupported logging capability: paper"),
+        (["--use_vllm", "true"], "pip install 'trl[vllm]'"),
     ],
 )
 def test_bad_values_are_named(tmp_path, arguments, message):

@@ -1,10 +1,12 @@
 """TRL's client against a server that speaks vLLM's HTTP; `vllm_stub` says what that shows and what it cannot."""
 
+import dataclasses
 import math
 import sys
 
 import pytest
 import torch
+import trl
 from accelerate import DistributedType
 from processes import free_port
 from rollout_cases import VOCAB, ragged_prompts, tiny_policy, tokens
@@ -305,3 +307,10 @@ def test_processes_that_cannot_send_weights_are_refused(server):
     accelerator.distributed_type = DistributedType.FSDP
     with pytest.raises(ValueError, match="FSDP shares it out"):
         _build(accelerator, vllm_mode="server", vllm_server_base_url=server.url)
+
+
+def test_settings_have_trls_names_and_defaults():
+    theirs = {one.name: one for one in dataclasses.fields(trl.GRPOConfig)}
+    ours = [one for one in dataclasses.fields(GRPOConfig) if "vllm" in one.name]
+    assert len(ours) > 10
+    assert {one.name: one.default for one in ours} == {one.name: theirs[one.name].default for one in ours}
