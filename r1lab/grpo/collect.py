@@ -80,18 +80,29 @@ class Collector:
             self._compare(fresh)
             return Collection(fresh, fresh, fresh)
         sampled = list(fresh)
-        useful = [group for group in fresh if is_informative(group)]
-        dropped = [group for group in fresh if not is_informative(group)]
+        trained = [group for group in fresh if is_informative(group)]
         for _ in range(self.config.max_resamples):
-            missing = self.config.num_prompts - len(self.gather(useful))
-            if missing <= 0:
+            missing = self._missing(trained)
+            if not missing:
                 break
             groups = self._sample_round(missing)
             sampled += groups
-            useful += [group for group in groups if is_informative(group)]
-        trained = useful + dropped[: max(0, len(fresh) - len(useful))]
+            trained += [group for group in groups if is_informative(group)]
+        trained += self._first_dropped(fresh, self._missing(trained))
         self._compare(trained)
         return Collection(sampled, fresh, trained)
+
+    def _missing(self, groups: list[RolloutGroup]) -> int:
+        """How many groups of a step all processes still lack; never negative, since no round asks for more."""
+        return self.config.num_prompts - sum(self.gather([len(groups)]))
+
+    def _first_dropped(self, fresh: list[RolloutGroup], count: int) -> list[RolloutGroup]:
+        """This process's part of the step's first `count` groups of equal rewards, whatever the number of processes."""
+        dropped = {
+            self.rank + turn * self.world_size: group for turn, group in enumerate(fresh) if not is_informative(group)
+        }
+        first = set(sorted(self.gather(list(dropped)))[:count])
+        return [group for place, group in dropped.items() if place in first]
 
     def _sample_round(self, num_prompts: int) -> list[RolloutGroup]:
         mine = self.stream.take(num_prompts)[self.rank :: self.world_size]

@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 
 from r1lab.config import GRPOConfig
@@ -49,7 +52,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards():
     assert not all(is_informative(group) for group in plain.trained)
     dynamic = _collector(dynamic_sampling=True, max_resamples=10).collect()
     assert all(is_informative(group) for group in dynamic.trained)
-    assert len(dynamic.trained) >= 4
+    assert len(dynamic.trained) == 4
     assert len(dynamic.sampled) > len(dynamic.fresh) == 4
 
 
@@ -59,6 +62,35 @@ def test_dynamic_sampling_gives_up_after_max_resamples_and_keeps_the_count():
     collection = collector.collect()
     assert len(collection.sampled) == 12 and len(collection.trained) == 4
     assert all(r.advantage == 0 for group in collection.trained for r in group.rollouts)
+
+
+def _collect_together(world_size, **settings):
+    """What several processes, here threads, train on in a step."""
+    barrier, boxes = Barrier(world_size, timeout=30), [None] * world_size
+
+    def run(rank):
+        def gather(rows):
+            boxes[rank] = list(rows)
+            barrier.wait()
+            everything = [row for box in boxes for row in box]
+            barrier.wait()
+            return everything
+
+        return _collector(world_size, rank, gather, dynamic_sampling=True, **settings).collect().trained
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return [group for groups in pool.map(run, range(world_size)) for group in groups]
+
+
+@pytest.mark.parametrize("max_resamples", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_dynamic_sampling_trains_on_the_same_groups_whatever_the_number_of_processes(max_resamples, seed):
+    chosen = []
+    for world_size in (1, 2, 3, 5):
+        groups = _collect_together(world_size, max_resamples=max_resamples, seed=seed)
+        assert len(groups) == 4
+        chosen.append(sorted((g.prompt.text, g.rollouts[0].completion.token_ids[0]) for g in groups))
+    assert all(other == chosen[0] for other in chosen)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [("none", 0.5), ("group", 0.5 / (1 / 3) ** 0.5)])
