@@ -6,13 +6,22 @@ TEST_INSTALLED := $(VENV)/.test-installed
 LAUNCH := $(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: r1-zero countdown pretrain test notebooks install clean
+.PHONY: r1-zero countdown program r1 distill pretrain test notebooks install clean
 
 r1-zero: $(INSTALLED)  ## the main job: a base model learns to reason by RL alone
 	$(LAUNCH) recipes/r1_zero.py $(ARGS)
 
 countdown: $(INSTALLED)  ## the same on real Countdown
 	$(LAUNCH) recipes/r1_zero.py --config recipes/configs/countdown.yaml $(ARGS)
+
+program: $(INSTALLED)  ## the same on small programs, run in the sandbox
+	$(LAUNCH) recipes/r1_zero.py --config recipes/configs/program.yaml $(ARGS)
+
+r1: $(INSTALLED)  ## R1's four stages
+	$(LAUNCH) recipes/r1.py $(ARGS)
+
+distill: $(INSTALLED)  ## a small dense model learns from what `make r1` left
+	$(LAUNCH) recipes/distill.py $(ARGS)
 
 # Two processes of one thread; "multi_gpu" is accelerate's name for several, on CPUs too.
 pretrain: $(INSTALLED)  ## make the embedded base again
