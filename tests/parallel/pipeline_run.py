@@ -1,18 +1,24 @@
 """Training steps of tiny policies through pipelines of processes, and the same on one process."""
 
+import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from expert_cases import TIMEOUT
 from model_cases import make_ids, make_policy
-from torch.profiler import ProfilerActivity, profile
 
 from r1lab.model import PolicyForCausalLM, update_routing_bias
 from r1lab.model.moe import TopkGate
+from r1lab.parallel import all_to_all, expert_parallel
 from r1lab.parallel.dualpipe import PipelinedPolicy, build_pipeline_groups, parallelize_experts
+from r1lab.parallel.expert_weights import WHOLE_NAMES
+from r1lab.parallel.overlap import OverlappedSlots
 
 MAX_NORM = 0.1
 SMALL = {
@@ -73,7 +79,13 @@ def loads_of(policy: PolicyForCausalLM) -> torch.Tensor:
 
 
 def gradients_of(policy: PolicyForCausalLM) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    """Under the names of one process; of spread experts only this process's."""
+    gradients = {}
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            prefix, _, last = name.rpartition(".")
+            gradients[f"{prefix}.{WHOLE_NAMES.get(last, last)}"] = parameter.grad.clone()
+    return gradients
 
 
 def train_alone(case: Case, world_size: int) -> dict[str, list]:
@@ -112,10 +124,10 @@ def train(case: Case) -> dict[str, list]:
     optimizer = make_optimizer(pipeline.parameters())
     results = {"loss": [], "gradients": [], "norm": [], "loads": [], "actions": []}
     for step in range(case.steps):
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with _ActionsRun() as actions:
             loss = pipeline.step(*case.batch(step, dist.get_rank(groups.data)))
         results["loss"].append(loss.item())
-        results["actions"].append(actions_of(profiler))
+        results["actions"].append(actions)
         results["gradients"].append(gradients_of(policy))
         results["loads"].append(loads_of(policy))
         results["norm"].append(pipeline.clip_grad_norm_(MAX_NORM).item())
@@ -125,10 +137,26 @@ def train(case: Case) -> dict[str, list]:
     return results
 
 
-def actions_of(profiler: profile) -> list[str]:
-    """What torch's runtime ran, as it names it, in order."""
-    events = [event for event in profiler.events() if event.name.startswith("PP:")]
-    return [event.name.removeprefix("PP:") for event in sorted(events, key=lambda event: event.time_range.start)]
+class _ActionsRun(logging.Handler):
+    """What torch's runtime says it runs, as it names it, in order."""
+
+    logger = logging.getLogger("torch.distributed.pipelining.schedules")
+
+    def __enter__(self) -> list[str]:
+        self.actions: list[str] = []
+        self.logger.setLevel(logging.DEBUG)
+        self.logger.propagate = False
+        self.logger.addHandler(self)
+        return self.actions
+
+    def __exit__(self, *_) -> None:
+        self.logger.removeHandler(self)
+        self.logger.propagate = True
+        self.logger.setLevel(logging.NOTSET)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "running time_step" in record.msg:
+            self.actions.append(str(record.args[1]))
 
 
 def message_of(call: Callable[[], object]) -> str:
@@ -173,6 +201,51 @@ def refusals(rank: int) -> dict[str, str]:
     }
 
 
+def run_held_back(rank: int, directory: str) -> bool:
+    """In the first overlapped slot, rank 1 sends its forward's tokens off only when rank 0, to whom they go, has got on
+    with its backward as far as the experts' gradient. Were rank 0 to wait for the tokens first, neither would go on.
+
+    Returns whether this process has told or been told.
+    """
+    case = CASES["dualpipe, spread experts"]
+    groups = build_pipeline_groups(case.pp, timeout=TIMEOUT)
+    policy = parallelize_experts(case.policy(), groups.expert_groups())
+    pipeline = PipelinedPolicy(policy, case.schedule, case.shape, groups)
+    store = dist.FileStore(os.path.join(directory, "signals"), 2)
+    told: list[str] = []
+    slots: list[OverlappedSlots] = []
+    take_off, reduce_gradient, run_slot = (
+        all_to_all._take_off,
+        expert_parallel.reduce_gradient,
+        OverlappedSlots.__call__,
+    )
+
+    def marked_slot(self, *args):
+        slots.append(self)
+        run_slot(self, *args)
+
+    def telling(*args):
+        if rank == 0 and slots and not told:
+            told.append("backward")
+            store.set("backward", "told")
+        return reduce_gradient(*args)
+
+    def held(x_ND, route, *args):
+        is_forward = threading.current_thread() is threading.main_thread()
+        if rank == 1 and slots and is_forward and route.name.startswith("dispatch") and not told:
+            store.wait(["backward"], timedelta(seconds=120))
+            told.append("forward")
+        return take_off(x_ND, route, *args)
+
+    with (
+        mock.patch.object(OverlappedSlots, "__call__", marked_slot),
+        mock.patch.object(expert_parallel, "reduce_gradient", telling),
+        mock.patch.object(all_to_all, "_take_off", held),
+    ):
+        pipeline.step(*case.batch(0, dist.get_rank(groups.data)))
+    return bool(told)
+
+
 def run_pipelines(rank: int, world_size: int, directory: str) -> None:
     """A process of the tests; saves its results."""
     torch.set_num_threads(1)
@@ -180,5 +253,6 @@ def run_pipelines(rank: int, world_size: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world_size, timeout=TIMEOUT)
     results: dict[str, object] = {name: train(case) for name, case in CASES.items()}
     results["refusals"] = refusals(rank)
+    results["told"] = run_held_back(rank, directory)
     torch.save(results, os.path.join(directory, f"{rank}.pt"))
     dist.destroy_process_group()
