@@ -21,7 +21,9 @@ once: it folds one direction of twice as many stages into a V.
 The tables are `r1lab.parallel.schedule`'s, the engine is torch.distributed.pipelining's `_PipelineScheduleRuntime`
 (`r1lab.parallel.pipeline_runtime` says how DualPipe's two streams get through it). An overlapped slot is its
 OVERLAP_F_B. torch runs the two halves of such a slot one after the other; where the experts are spread they take turns
-here (`r1lab.parallel.overlap`), and where they are not there is no all-to-all to hide.
+here (`r1lab.parallel.overlap`), and where they are not there is no all-to-all to hide. torch splits B into I and W by
+running parts of autograd's graph twice: linear layers really split, but the experts' fused kernel computes both shares
+each time. Processes on CPUs with gloo are all that has run it.
 
 Suffixes: M = micro-batches of a step, B = rows, T = tokens.
 """
@@ -36,7 +38,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1lab.model import PolicyForCausalLM
 from r1lab.parallel.expert_groups import check_agreement, fingerprint
-from r1lab.parallel.expert_parallel import ParallelExperts, parallelize_experts
+from r1lab.parallel.expert_parallel import ParallelExperts
 from r1lab.parallel.expert_weights import expert_parameters, grad_norm
 from r1lab.parallel.overlap import OverlappedSlots
 from r1lab.parallel.pipeline_groups import PipelineGroups, build_pipeline_groups
@@ -44,7 +46,7 @@ from r1lab.parallel.pipeline_runtime import Chain, Place, build_runtime
 from r1lab.parallel.policy_stages import PolicyStage, layers_of_stages
 from r1lab.parallel.schedule import build_schedule, check_sizes, num_stages, stages_of_device
 
-__all__ = ["PipelineGroups", "PipelinedPolicy", "build_pipeline_groups", "parallelize_experts"]
+__all__ = ["PipelineGroups", "PipelinedPolicy", "build_pipeline_groups"]
 
 IGNORED = -100
 """The label of tokens that are not learnt, as everywhere in transformers."""
@@ -65,7 +67,7 @@ class PipelinedPolicy:
 
     Raises:
         ValueError: sizes that the schedule or the policy cannot be cut into, a policy that cannot be pipelined, or
-            processes that disagree about any of it. Nothing has been sent then.
+            processes that disagree about any of it; on every process, and before any step.
     """
 
     def __init__(

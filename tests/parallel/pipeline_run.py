@@ -11,12 +11,13 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from expert_cases import TIMEOUT
-from model_cases import make_ids, make_policy
+from model_cases import make_config, make_ids, make_policy
 
 from r1lab.model import PolicyForCausalLM, update_routing_bias
 from r1lab.model.moe import TopkGate
 from r1lab.parallel import all_to_all, expert_parallel
-from r1lab.parallel.dualpipe import PipelinedPolicy, build_pipeline_groups, parallelize_experts
+from r1lab.parallel.dualpipe import PipelinedPolicy, build_pipeline_groups
+from r1lab.parallel.expert_parallel import parallelize_experts
 from r1lab.parallel.expert_weights import WHOLE_NAMES
 from r1lab.parallel.overlap import OverlappedSlots
 
@@ -172,6 +173,7 @@ def refusals(rank: int) -> dict[str, str]:
     """Bad input -> its message; a process that started anything would wait for the others, or they for it."""
     groups, pairs = build_pipeline_groups(4, timeout=TIMEOUT), build_pipeline_groups(2, timeout=TIMEOUT)
     policy = Case("1f1b", ()).policy()
+    with_mtp = PolicyForCausalLM(make_config(**SMALL, num_hidden_layers=4, num_mtp_layers=1), with_mtp=True)
     spread = parallelize_experts(Case("1f1b", ()).policy(), groups=pairs.expert_groups())
 
     def build(schedule, shape, policy=policy, groups=groups):
@@ -189,10 +191,10 @@ def refusals(rank: int) -> dict[str, str]:
         "few micro-batches": build("dualpipe", (6, 1, 5)),
         "odd micro-batches": build("dualpipe", (9, 1, 5)),
         "shape": build("1f1b", (8, 5)),
-        "mtp": build("1f1b", (8, 1, 5), make_policy(num_hidden_layers=4, num_mtp_layers=1, with_mtp=True)),
+        "mtp": build("1f1b", (8, 1, 5), with_mtp),
         "tied": build("zb1p", (8, 1, 5), Case("", (), config=TIED).policy()),
         "spread elsewhere": build("1f1b", (8, 1, 5), spread),
-        "other weights": build("1f1b", (8, 1, 5), make_policy(seed=rank // 2, num_hidden_layers=4)),
+        "other weights": build("1f1b", (8, 1, 5), make_policy(seed=rank // 2, **SMALL, num_hidden_layers=4)),
         "other shapes": build("1f1b", (8, 1, 5 + rank // 3)),
         "other ids": message_of(lambda: pipeline.step(ids[:1], ids)),
         "other labels": message_of(lambda: pipeline.step(ids, ids[..., 1:])),
