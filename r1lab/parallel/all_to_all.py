@@ -7,7 +7,7 @@ of `start` waits for it: whatever the forward computed between the two, the back
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +20,24 @@ from torch.profiler import record_function
 from r1lab.parallel.payload import Payload
 
 NATIVE = Payload("native")
+
+_meanwhile: list[Callable[[], None]] = []
+
+
+@contextmanager
+def meanwhile(compute: Callable[[], None]) -> Iterator[None]:
+    """Within it, `compute` is called before every wait for an exchange, whichever thread waits: do there what has
+    nothing to do with the waiting (`r1lab.parallel.overlap`)."""
+    _meanwhile.append(compute)
+    try:
+        yield
+    finally:
+        _meanwhile.remove(compute)
+
+
+def _do_meanwhile() -> None:
+    for compute in _meanwhile:
+        compute()
 
 
 class ExpertGroupError(RuntimeError):
@@ -58,6 +76,7 @@ class _Flight:
     started: float
 
     def land(self) -> torch.Tensor:
+        _do_meanwhile()
         with record_function(f"r1lab/wait for {self.route.name}"), _naming_failures(self.route, self.started):
             self.work.wait()
         return self.payload.unpack(self.buffers[0], self.shape[1], self.dtype)
@@ -144,8 +163,12 @@ def exchange_counts(counts_WC: torch.Tensor, group: dist.ProcessGroup, name: str
     Raises ExpertGroupError when the group is broken.
     """
     received_WC = torch.empty_like(counts_WC)
-    with _naming_failures(Route(group, (), (), name), time.monotonic()):
-        dist.all_to_all_single(received_WC, counts_WC, group=group)
+    route, started = Route(group, (), (), name), time.monotonic()
+    with _naming_failures(route, started):
+        work = dist.all_to_all_single(received_WC, counts_WC, group=group, async_op=True)
+    _do_meanwhile()
+    with _naming_failures(route, started):
+        work.wait()
     return received_WC
 
 

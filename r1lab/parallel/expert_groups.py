@@ -1,8 +1,10 @@
 """Which processes share a set of experts, and which hold the same ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 
@@ -64,23 +66,23 @@ def build_expert_groups(
         raise ValueError(f"ranks_per_node={ranks_per_node} does not divide ep_size={ep_size}; use a divisor of it")
     starts = range(0, world_size, ep_size)
     nodes = range(0, world_size, ranks_per_node)
-    expert = _own_group([range(start, start + ep_size) for start in starts], timeout)
+    expert = own_group([range(start, start + ep_size) for start in starts], timeout)
     replica = across = inside = None
     if len(starts) > 1:
-        replica = _own_group([range(place, world_size, ep_size) for place in range(ep_size)], timeout)
+        replica = own_group([range(place, world_size, ep_size) for place in range(ep_size)], timeout)
     if ranks_per_node < ep_size:
         places = [(start, place) for start in starts for place in range(ranks_per_node)]
-        across = _own_group([range(s + place, s + ep_size, ranks_per_node) for s, place in places], timeout)
-        inside = _own_group([range(node, node + ranks_per_node) for node in nodes], timeout)
+        across = own_group([range(s + place, s + ep_size, ranks_per_node) for s, place in places], timeout)
+        inside = own_group([range(node, node + ranks_per_node) for node in nodes], timeout)
     return ExpertGroups(expert, replica, ranks_per_node, across, inside)
 
 
-def _own_group(parts: list[range], timeout: timedelta | None) -> dist.ProcessGroup:
+def own_group(parts: Sequence[Sequence[int]], timeout: timedelta | None) -> dist.ProcessGroup:
     """The group of this process among groups that part the world."""
     return dist.new_subgroups_by_enumeration([list(part) for part in parts], timeout=timeout)[0]
 
 
-def check_agreement(groups: ExpertGroups, signature: dict[str, object]) -> None:
+def check_agreement(signature: dict[str, object]) -> None:
     """Raises ValueError, on every process, when processes pass different signatures; names what differs and where."""
     signatures = [None] * dist.get_world_size()
     dist.all_gather_object(signatures, signature)
@@ -91,3 +93,9 @@ def check_agreement(groups: ExpertGroups, signature: dict[str, object]) -> None:
                 f"the processes disagree about the {name}: ranks {odd} differ from rank 0; give every process the same "
                 "checkpoint (or seed) and settings"
             )
+
+
+def fingerprint(weight: torch.Tensor) -> int:
+    """The sum of a tensor's bits: the same for equal tensors, and hardly ever for others."""
+    bits = weight.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize])
+    return int(bits.sum(dtype=torch.int64))

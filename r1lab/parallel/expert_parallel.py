@@ -25,7 +25,7 @@ from torch.profiler import record_function
 from r1lab.kernels import ops
 from r1lab.model.moe import DeepseekMoE, RoutedExperts
 from r1lab.parallel.dispatch import Hop, Tokens, start_dispatch
-from r1lab.parallel.expert_groups import ExpertGroups, build_expert_groups, check_agreement
+from r1lab.parallel.expert_groups import ExpertGroups, build_expert_groups, check_agreement, fingerprint
 from r1lab.parallel.expert_weights import (
     clip_grad_norm_,
     expert_parameters,
@@ -142,7 +142,7 @@ def parallelize_experts(
         raise ValueError(f"{len(placements)} placements for {len(layers)} layers with experts; give one for each")
     for layer, placement in zip(layers, placements):
         _check_placement(layer, placement, groups)
-    check_agreement(groups, _signature(layers, placements, dispatch_dtype, combine_dtype))
+    check_agreement(_signature(layers, placements, dispatch_dtype, combine_dtype))
     names = {module: name for name, module in policy.named_modules()}
     for layer, placement in zip(layers, placements):
         hops = _build_hops(
@@ -208,10 +208,5 @@ def _signature(layers: list[DeepseekMoE], placements: list[Placement], *formats:
         "experts per token": [layer.gate.top_k for layer in layers],
         "dispatch_dtype and combine_dtype": formats,
         "placements": placements,
-        "weights of the experts": [_fingerprint(weight) for weight in weights],
+        "weights of the experts": [fingerprint(weight) for weight in weights],
     }
-
-
-def _fingerprint(weight: torch.Tensor) -> int:
-    bits = weight.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize])
-    return int(bits.sum(dtype=torch.int64))

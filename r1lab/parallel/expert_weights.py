@@ -56,9 +56,20 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     expert counted once, the same on every process (the usual one counts other experts on each, and the processes'
     other weights would drift apart). Every process must call it. Returns the norm before clipping, a scalar.
     """
+    total = grad_norm(model)
     spread = expert_parameters(model)
-    others = [p for p in model.parameters() if p.grad is not None and p not in spread]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in others])
+    with_grad = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    # Apart, since the usual weights may be DTensors, which do not go together with the plain ones.
+    for parameters in ([p for p in with_grad if p not in spread], [p for p in with_grad if p in spread]):
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    return total
+
+
+@torch.no_grad()
+def grad_norm(model: nn.Module) -> torch.Tensor:
+    """The norm of the whole model's gradient, each expert counted once, a scalar. Every process must call it."""
+    spread = expert_parameters(model)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None and p not in spread])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     square = torch.zeros((), device=norm.device)
     groups = None
@@ -72,10 +83,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
                 square += (grad.float().square().flatten(1).sum(1) * share_S.to(grad.device)).sum()
     if groups is not None:
         dist.all_reduce(square, group=groups.expert)
-    total = (norm.float().square() + square).sqrt()
-    for parameters in (others, [p for p in spread if p.grad is not None]):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
-    return total
+    return (norm.float().square() + square).sqrt()
 
 
 @torch.no_grad()

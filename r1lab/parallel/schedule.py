@@ -19,7 +19,8 @@ Where each schedule keeps its stages, for `pp` devices:
     DualPipeV    2 x pp stages folded into a V: device d keeps stages d and 2 x pp-1-d, once each. Every micro-batch
                  walks down and up again (the "cut in half" form; half the devices of DualPipe for as many stages).
 
-`r1lab.parallel.simulate` gives a table its times, its bubble and its memory; `r1lab.parallel.draw` draws it.
+`r1lab.parallel.simulate` gives a table its times, its bubble and its memory; `r1lab.parallel.draw` draws it;
+`r1lab.parallel.dualpipe` runs it.
 """
 
 from collections import deque
