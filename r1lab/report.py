@@ -29,12 +29,12 @@ COLUMNS = ("base", "final", "final_reflection_banned")
 
 
 def mean_and_range(values: Sequence[float | None]) -> str:
-    """A share over seeds: the mean, and the range where there are several; "-" where no seed has it."""
+    """A share over seeds: the mean, and the range where they differ; "-" where no seed has it."""
     known = [value for value in values if value is not None and value == value]
     if not known:
         return "-"
-    mean = f"{statistics.mean(known):.1%}"
-    return mean if len(known) == 1 else f"{mean} [{min(known):.1%}, {max(known):.1%}]"
+    mean, low, high = (f"{value:.1%}" for value in (statistics.mean(known), min(known), max(known)))
+    return mean if low == high else f"{mean} [{low}, {high}]"
 
 
 def table_rows(result: dict[str, float]) -> dict[str, str]:
