@@ -6,6 +6,7 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo")
 SCALE_REWARDS = ("group", "batch", "none")
 VLLM_MODES = ("colocate", "server")
 IMPORTANCE_SAMPLING_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+DISPATCH_DTYPES = ("native", "bf16", "fp8")
 
 
 @dataclass
@@ -139,13 +140,24 @@ class GRPOConfig:
             "rounded alike."
         },
     )
+    expert_parallel_size: int = field(
+        default=1,
+        metadata={
+            "help": "Neighbouring processes that share one set of routed experts in training (V3, section 3.2); "
+            "1 = every process has all."
+        },
+    )
+    expert_dispatch_dtype: str = field(
+        default="native", metadata={"help": f"How tokens travel to experts: {', '.join(DISPATCH_DTYPES)}."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of prompts and sampling."})
 
     def __post_init__(self) -> None:
         _one_of(self, "loss_type", LOSS_TYPES)
         _one_of(self, "scale_rewards", SCALE_REWARDS)
+        _one_of(self, "expert_dispatch_dtype", DISPATCH_DTYPES)
         for name in ("generation_batch_size", "max_completion_length", "num_iterations", "steps_per_generation",
-                     "max_steps", "max_tokens_per_batch", "max_skipped_steps"):  # fmt: skip
+                     "max_steps", "max_tokens_per_batch", "max_skipped_steps", "expert_parallel_size"):  # fmt: skip
             at_least(self, name, 1)
         for name in ("temperature", "learning_rate"):
             if getattr(self, name) <= 0:
@@ -168,6 +180,11 @@ class GRPOConfig:
                 f"generation_batch_size={self.generation_batch_size} is not divisible by "
                 f"num_generations={self.num_generations}; use a multiple of it, for example "
                 f"{max(1, round(self.generation_batch_size / self.num_generations)) * self.num_generations}"
+            )
+        if self.fp8 and self.expert_parallel_size > 1:
+            raise ValueError(
+                f"fp8=True computes whole experts, and expert_parallel_size={self.expert_parallel_size} spreads them; "
+                "use one of the two"
             )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(

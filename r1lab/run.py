@@ -254,9 +254,10 @@ class Run:
             self.results["final_reflection_banned"] = self._evaluate_splits(*sizes, ban_reflection=True)
 
     def _save(self) -> None:
+        trainer_state = self.trainer.state_dict()  # of all processes' shares
         if self.is_main:
             state = {
-                "trainer": self.trainer.state_dict(),
+                "trainer": trainer_state,
                 "rng": capture_rng_state(),
                 "results": self.results,
                 "seconds": self.seconds,

@@ -4,6 +4,7 @@
     accelerate launch recipes/r1_zero.py --config recipes/configs/countdown.yaml  # the embedded base on real Countdown
     accelerate launch recipes/r1_zero.py --config recipes/configs/qwen2.5_0.5b_gsm8k.yaml
     accelerate launch recipes/r1_zero.py --model_name_or_path DIR --dataset_name FILE.jsonl
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/r1_zero.py       # several GPUs
 
 Any field of `ScriptArguments`, `RunConfig` or `GRPOConfig` can stand in the YAML file or on the command line; the
 command line wins.
@@ -11,11 +12,12 @@ command line wins.
 
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from trl import TrlParser
 
 from r1lab.checkpoint import CheckpointError
@@ -24,6 +26,8 @@ from r1lab.evaluate import build_generate, evaluate_split, reflection_token_ids
 from r1lab.grpo.score import RewardError
 from r1lab.grpo.trainer import GRPOTrainer, TrainingDiverged
 from r1lab.loading import load_policy, load_prompts
+from r1lab.parallel.all_to_all import ExpertGroupError
+from r1lab.parallel.spread import ParallelSettingsError, check_processes, enable_fsdp_on_cpus, exit_together
 from r1lab.report import print_results
 from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams, VLLMRolloutEngine, build_vllm_engine
 from r1lab.run import Interrupted, Run, RunConfig
@@ -101,20 +105,26 @@ def build_accelerator(run_config: RunConfig) -> Accelerator:
     accelerator = Accelerator(
         log_with=run_config.log_with,
         project_dir=run_config.output_dir,
-        # The experts' load is counted by each process; DDP would overwrite it with the first one's.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            # The experts' load is counted by each process; DDP would overwrite it with the first one's.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # The others wait while the first one evaluates.
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
     )
     if run_config.log_with and not accelerator.log_with:  # accelerate leaves out what it cannot import
         raise ValueError(f"log_with={run_config.log_with!r}: not installed; pip install {run_config.log_with}")
-    return accelerator
+    return enable_fsdp_on_cpus(accelerator)
 
 
 def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, accelerator: Accelerator) -> dict:
     """RL of one policy, from its checkpoint to a complete run directory. Returns the results, as in `results.json`."""
+    check_processes(accelerator, config.expert_parallel_size)
     set_seed(config.seed)
     reward_funcs = [load_reward(name) for name in config.reward_funcs]
     with_mtp = config.num_speculative_tokens > 0 or config.mtp_loss_weight > 0
     policy, tokenizer = load_policy(script.model_name_or_path, with_mtp)
+    policy.to(accelerator.device)  # before the engine, which looks where it is
     engine = build_engine(policy, tokenizer, config, accelerator)
     train_prompts, held_out = load_prompts(script, tokenizer, policy.config, config, run_config.final_num_problems)
     trainer = GRPOTrainer(
@@ -165,7 +175,17 @@ def run_command(arguments: list[str]) -> None:
     """The recipe from its command line; a mistake ends it with one clear line and exit code 1, Ctrl-C with 130."""
     try:
         main(*parse_arguments(arguments))
-    except (ValueError, OSError, FloatingPointError, CheckpointError, RewardError, TrainingDiverged) as error:
+    except ParallelSettingsError as error:
+        exit_together(f"error: {error}")
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        CheckpointError,
+        ExpertGroupError,
+        RewardError,
+        TrainingDiverged,
+    ) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)

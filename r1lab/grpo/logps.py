@@ -26,12 +26,15 @@ class LogpsModel(nn.Module):
         # DDP looks these up on the module that it wraps.
         ignored = getattr(policy, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"policy.{name}" for name in ignored]
+        # And accelerate these: the layers that FSDP shards apart, all of which it wants to find.
+        present = {type(module).__name__ for module in policy.modules()}
+        self._no_split_modules = [name for name in getattr(policy, "_no_split_modules", None) or () if name in present]
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        completion_mask: torch.Tensor,
+        completion_mask: torch.Tensor | None,
         temperature: float = 1.0,
         shared_lengths: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
@@ -40,10 +43,15 @@ class LogpsModel(nn.Module):
 
         Column t speaks about token t + 1; both are 0 where completion_mask is False. Entropy carries no gradient.
         shared_lengths [B]: as in `TrainBatch`; a policy of ours computes those tokens once, any other ignores them.
+        completion_mask None, for a policy of ours: the tokens pass through its layers, which count the experts' load in
+        training mode; returns ().
         Raises ValueError for a temperature that is not positive or a completion_mask of another shape.
         """
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}; log-probabilities need a positive one")
+        if completion_mask is None:
+            self._hidden(input_ids, attention_mask, shared_lengths)
+            return ()
         if completion_mask.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
             raise ValueError(
                 f"completion_mask is {list(completion_mask.shape)}; pass [B, T - 1] for ids {list(input_ids.shape)}"
@@ -67,7 +75,8 @@ class LogpsModel(nn.Module):
 
     def _hidden(self, input_ids, attention_mask, shared_lengths) -> torch.Tensor:
         """[B, T, D]."""
-        return self.policy.hidden_states(input_ids, attention_mask, shared_B=shared_lengths)
+        shared = {"shared_B": shared_lengths} if shares_prompts(self.policy) else {}
+        return self.policy.hidden_states(input_ids, attention_mask, **shared)
 
     def _completion_hidden(self, input_ids, attention_mask, completion_mask, shared_lengths) -> torch.Tensor:
         """[number of trained tokens, D]."""
@@ -81,7 +90,7 @@ class LogpsModel(nn.Module):
         columns = completion_mask.any(0).nonzero()
         first = int(columns[0]) if len(columns) else completion_mask.shape[1]
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "logits_to_keep" in inspect.signature(_unwrap(self.policy).forward).parameters:
+        if "logits_to_keep" in inspect.signature(unwrap(self.policy).forward).parameters:
             inputs["logits_to_keep"] = input_ids.shape[1] - first
         else:
             first = 0
@@ -128,12 +137,12 @@ def completion_logps(model: nn.Module, batch: TrainBatch, temperature: float = 1
 
     `model` is a `LogpsModel`, that same module wrapped by accelerate, DDP, FSDP or torch.compile, or a bare policy.
     """
-    if not isinstance(_unwrap(model), LogpsModel):
+    if not isinstance(unwrap(model), LogpsModel):
         model = LogpsModel(model)
     return model(batch.input_ids, batch.attention_mask, batch.completion_mask, temperature, batch.shared_lengths)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DDP or DeepSpeed (`.module`) and torch.compile (`._orig_mod`)."""
     while (inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
         model = inner

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from r1lab.grpo.logps import LogpsModel
 from r1lab.grpo.score import RewardFunction
 from r1lab.grpo.update import PolicyUpdater
 from r1lab.model import has_mtp
+from r1lab.parallel.spread import ParallelSettingsError, prepare_for_training, spread_policy
 from r1lab.precision import enable_fp8
 from r1lab.types import Prompt, RolloutGroup
 
@@ -36,7 +38,7 @@ class StepOutput:
     """What one step leaves behind."""
 
     metrics: dict[str, float]
-    """TRL's names, plus `moe/*`; the same on every process."""
+    """TRL's names, plus `moe/*`; the same on every process, but for times."""
     groups: list[RolloutGroup]
     """Every group that this process sampled."""
 
@@ -45,7 +47,8 @@ class GRPOTrainer:
     """Group Relative Policy Optimization (DeepSeekMath, arXiv:2402.03300; DeepSeek-R1, section 2.2.1).
 
     Args:
-        policy: the model to train: `PolicyForCausalLM` or any causal LM of transformers.
+        policy: the model to train: `PolicyForCausalLM` or any causal LM of transformers. It stays whole on every
+            process and is new after each step; with FSDP2 or expert parallelism a copy in shares is what trains.
         sample: draws completions from the policy as it is now; `r1lab.rollout` engines provide it.
         decode: completion tokens -> text without special tokens.
         reward_funcs: TRL's contract; `reward_weights` of the config weighs them.
@@ -79,7 +82,7 @@ class GRPOTrainer:
         if not prompts:
             raise ValueError("the training dataset has no prompts; give at least one row")
         if config.num_prompts % accelerator.num_processes:
-            raise ValueError(
+            raise ParallelSettingsError(
                 f"generation_batch_size={config.generation_batch_size} is {config.num_prompts} groups of "
                 f"num_generations={config.num_generations}, which {accelerator.num_processes} processes cannot share; "
                 f"use a multiple of {config.num_generations * accelerator.num_processes}"
@@ -107,12 +110,17 @@ class GRPOTrainer:
         ref_model = copy.deepcopy(self.policy).eval().requires_grad_(False) if config.beta > 0 else None
         if has_mtp(self.policy):
             self.policy.mtp.requires_grad_(config.mtp_loss_weight > 0)
-        model = self.accelerator.prepare(LogpsModel(self.policy, with_drafts=has_mtp(self.policy)))
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
+        self.spread = spread_policy(
+            self.policy, self.accelerator, config.expert_parallel_size, config.expert_dispatch_dtype
+        )
+        build_optimizer = partial(
+            torch.optim.AdamW,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
+        )
+        model, optimizer = prepare_for_training(
+            self.accelerator, LogpsModel(self.spread.trained, with_drafts=has_mtp(self.policy)), build_optimizer
         )
         scheduler = get_scheduler(
             config.lr_scheduler_type,
@@ -123,7 +131,7 @@ class GRPOTrainer:
         if ref_model is not None:
             ref_model.to(self.accelerator.device)
         return PolicyUpdater(
-            config, self.accelerator, model, self.policy, optimizer, scheduler, pad_token_id, ref_model
+            config, self.accelerator, model, self.spread, optimizer, scheduler, pad_token_id, ref_model
         )
 
     def step(self) -> StepOutput:
@@ -142,14 +150,18 @@ class GRPOTrainer:
         metrics = self._rollout_metrics(collection.fresh) | self._engine_metrics()
         with record_function("r1lab/update"):
             metrics |= self.updater.update(collection.trained)
+        with record_function("r1lab/gather weights"):
+            self.spread.gather()
         self.on_new_weights()
         self.step_index += 1
         self._count_skipped(metrics["skipped_updates"])
         self._sync_ref_model()
-        metrics["num_tokens"] = self._count_tokens(collection.sampled)
+        num_before, metrics["num_tokens"] = self.num_tokens, self._count_tokens(collection.sampled)
         metrics["num_skipped_steps"] = self.num_skipped
         metrics["time/rollout"] = sampled - start
         metrics["step_time"] = time.perf_counter() - start
+        per_process = (self.num_tokens - num_before) / self.accelerator.num_processes
+        metrics["time/tokens_per_second_per_process"] = per_process / metrics["step_time"]
         return StepOutput(metrics, collection.sampled)
 
     def _rollout_metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -207,24 +219,28 @@ class GRPOTrainer:
                 value.lerp_(state[name], self.config.ref_model_mixup_alpha)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bit-exact resume needs besides the policy's weights."""
+        """All that a bit-exact resume needs besides the policy's weights, for any number of processes.
+
+        Every process must call it; the main process's is the one to save.
+        """
         ref_model = self.updater.ref_model
         return {
             "step": self.step_index,
             "num_skipped": self.num_skipped,
             "num_tokens": self.num_tokens,
             "position": self.collector.stream.position,
-            "optimizer": self.updater.optimizer.state_dict(),
+            "optimizer": self.spread.optimizer_state(self.updater.optimizer, self.accelerator.is_main_process),
             "scheduler": self.updater.scheduler.state_dict(),
             "ref_model": None if ref_model is None else ref_model.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken; the policy's weights are loaded apart."""
+        """Continues where `state_dict` was taken; the policy's weights are loaded before."""
         self.step_index, self.num_skipped = state["step"], state["num_skipped"]
         self.num_tokens = state["num_tokens"]
         self.collector.stream.position = state["position"]
-        self.updater.optimizer.load_state_dict(state["optimizer"])
+        self.spread.scatter()
+        self.spread.load_optimizer_state(self.updater.optimizer, state["optimizer"])
         self.updater.scheduler.load_state_dict(state["scheduler"])
         if self.updater.ref_model is not None:
             self.updater.ref_model.load_state_dict(state["ref_model"])

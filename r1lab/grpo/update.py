@@ -13,10 +13,11 @@ from torch.profiler import record_function
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
-from r1lab.grpo.logps import completion_logps, shares_prompts
+from r1lab.grpo.logps import completion_logps, shares_prompts, unwrap
 from r1lab.grpo.loss import combine_metrics, policy_loss
 from r1lab.grpo.mismatch import Mismatch, importance_weights
 from r1lab.model import has_mtp, update_routing_bias
+from r1lab.parallel.spread import SpreadPolicy
 from r1lab.types import LossOutput, RolloutGroup, TrainBatch
 
 BY_TOKEN = ("kl", "entropy", "mtp/loss", "mtp/acceptance")
@@ -28,8 +29,10 @@ class Minibatch:
     """The rows of one optimiser update on this process, in micro-batches that fit in memory."""
 
     batches: list[TrainBatch]
+    """As many on every process, of which the last ones may be empty: every pass is an exchange with the others."""
     skipped: list[TrainBatch]
-    """Rows without gradient (advantage 0, or no trained token), whose tokens still count for the experts' load."""
+    """Rows without gradient (advantage 0, or no trained token), whose tokens still count for the experts' load; also
+    filled up with empty ones."""
     totals: BatchTotals
     """Over all processes."""
 
@@ -42,12 +45,17 @@ class PolicyUpdater:
     accelerator: Accelerator
     model: nn.Module
     """The prepared `LogpsModel`."""
-    policy: nn.Module
-    """The bare policy inside `model`."""
+    spread: SpreadPolicy
+    """Its `trained` is the bare policy inside `model`."""
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     pad_token_id: int
     ref_model: nn.Module | None = None
+
+    @property
+    def policy(self) -> nn.Module:
+        """The bare policy inside `model`."""
+        return self.spread.trained
 
     def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """`num_iterations` passes of `steps_per_generation` updates over this process's groups.
@@ -85,13 +93,17 @@ class PolicyUpdater:
                 for group in groups
             ]
             skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0]
-        totals = gather_object([(own.num_tokens, own.num_rows)])
-        device = self.accelerator.device
+        counts = gather_object([(own.num_tokens, own.num_rows, len(batches), len(skipped))])
+        num_tokens, num_rows, num_batches, num_skipped = zip(*counts)
         return Minibatch(
-            [batch.to(device) for batch in batches],
-            [batch.to(device) for batch in skipped],
-            BatchTotals(sum(t for t, _ in totals), sum(r for _, r in totals)),
+            self._fill_up(batches, max(1, *num_batches)),
+            self._fill_up(skipped, max(num_skipped)),
+            BatchTotals(sum(num_tokens), sum(num_rows)),
         )
+
+    def _fill_up(self, batches: list[TrainBatch], count: int) -> list[TrainBatch]:
+        missing = count - len(batches)
+        return [batch.to(self.accelerator.device) for batch in batches + [_empty_batch(self.pad_token_id)] * missing]
 
     @torch.no_grad()
     def _add_logps(self, minibatch: Minibatch, needs_old: bool) -> None:
@@ -99,26 +111,27 @@ class PolicyUpdater:
 
         With a single update the ratio is 1 by definition, and no separate pass is made.
         """
+        whole = self.spread.whole
         # Not in training mode: these passes must not count for the experts' load.
-        self.model.eval()
+        whole.eval()
         for batch in minibatch.batches:
             if needs_old:
-                batch.old_logps, entropy = completion_logps(self.policy, batch, self.config.temperature)
+                batch.old_logps, entropy = completion_logps(whole, batch, self.config.temperature)
                 _keep_on_rollouts(batch, batch.old_logps, entropy)
             if self.ref_model is not None:
                 batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
 
     def _update_once(self, minibatch: Minibatch, is_first: bool) -> dict[str, float]:
-        outputs, mismatch = [], Mismatch()
-        # DDP reduces gradients in the last backward pass, which every process must therefore have.
-        batches = minibatch.batches or [_empty_batch(self.accelerator.device, self.pad_token_id)]
-        # The empty batch's tokens are nobody's: in evaluation mode they do not count for the experts' load.
-        self.model.train(bool(minibatch.batches))
-        if has_mtp(self.policy) and not self.config.mtp_loss_weight:
-            self.policy.mtp.eval()
+        outputs, mismatch, batches = [], Mismatch(), minibatch.batches
+        # Before the step, so that every row's load is that of the same weights; and before the passes with a backward,
+        # after which FSDP lets go of the weights that it has brought together.
+        with record_function("r1lab/experts' load of idle rows"):
+            self._count_load(minibatch.skipped)
         for index, batch in enumerate(batches):
-            is_last = index == len(batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            self._set_mode(batch)
+            # DDP reduces gradients in the last backward pass; FSDP in each, as whole ones would not fit.
+            is_reduced = index == len(batches) - 1 or self.accelerator.is_fsdp2
+            with nullcontext() if is_reduced else self.accelerator.no_sync(self.model):
                 with record_function("r1lab/forward"):
                     logps, entropy, *drafts = completion_logps(self.model, batch, self.config.temperature)
                     weights = self._rollout_weights(batch, logps)
@@ -133,9 +146,6 @@ class PolicyUpdater:
                 mismatch.add(logps, batch.rollout_logps, batch.completion_mask, weights)
         metrics = self._gather_metrics(batches, outputs)
         metrics |= mismatch.metrics() if is_first else {}
-        # Before the step, so that every row's load is that of the same weights.
-        with record_function("r1lab/experts' load of idle rows"):
-            self._count_load(minibatch.skipped)
         with record_function("r1lab/optimizer"):
             metrics |= self._step(is_finite=math.isfinite(metrics["loss"]))
         speed = 0.0 if metrics["skipped_updates"] else self.config.routing_bias_speed
@@ -210,8 +220,8 @@ class PolicyUpdater:
         known = {id(parameter) for parameter in draft}
         own = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         # Apart, so that the module's gradient does not shorten the policy's step.
-        norm = float(self.accelerator.clip_grad_norm_(own, limit))
-        draft_norm = float(self.accelerator.clip_grad_norm_(draft, limit)) if draft else 0.0
+        norm = float(self.spread.clip_grad_norm_(own, limit))
+        draft_norm = float(self.spread.clip_grad_norm_(draft, limit)) if draft else 0.0
         is_finite = all(gather_object([is_finite and math.isfinite(norm) and math.isfinite(draft_norm)]))
         learning_rate = self.scheduler.get_last_lr()[0]
         if is_finite:
@@ -222,10 +232,16 @@ class PolicyUpdater:
 
     @torch.no_grad()
     def _count_load(self, batches: list[TrainBatch]) -> None:
-        self.model.train()
+        model = unwrap(self.model)  # DDP would prepare for a backward
         for batch in batches:
-            shared = {} if batch.shared_lengths is None else {"shared_B": batch.shared_lengths}
-            self.policy.hidden_states(batch.input_ids, batch.attention_mask, **shared)
+            self._set_mode(batch)
+            model(batch.input_ids, batch.attention_mask, None, shared_lengths=batch.shared_lengths)
+
+    def _set_mode(self, batch: TrainBatch) -> None:
+        """Training mode counts for the experts' load, where an empty batch's tokens, which are nobody's, do not."""
+        self.model.train(bool(batch.rollouts))
+        if has_mtp(self.policy) and not self.config.mtp_loss_weight:
+            self.policy.mtp.eval()
 
 
 def _split(groups: Sequence[RolloutGroup], parts: int) -> Iterator[Sequence[RolloutGroup]]:
@@ -243,10 +259,10 @@ def _keep_on_rollouts(batch: TrainBatch, logps: torch.Tensor, entropy: torch.Ten
             rollout.train_logps, rollout.entropies = row_logps[mask].tolist(), row_entropy[mask].tolist()
 
 
-def _empty_batch(device: torch.device, pad_token_id: int) -> TrainBatch:
+def _empty_batch(pad_token_id: int) -> TrainBatch:
     """One row with nothing to train: its loss is 0 and touches every parameter."""
-    ids = torch.full((1, 2), pad_token_id, dtype=torch.int64, device=device)
-    none = torch.zeros(1, 1, device=device)
+    ids = torch.full((1, 2), pad_token_id, dtype=torch.int64)
+    none = torch.zeros(1, 1)
     return TrainBatch(ids, torch.ones_like(ids), none.bool(), none[:, 0], none)
 
 

@@ -217,8 +217,9 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     @property
     def mtp(self) -> MTPLayer | None:
         """The multi-token-prediction module, None without one."""
-        layers = self.model.layers
-        return layers[-1] if isinstance(layers[-1], MTPLayer) else None
+        last = self.model.layers[-1]
+        # accelerate's activation checkpointing puts a wrapper around each layer.
+        return last if isinstance(getattr(last, "_checkpoint_wrapped_module", last), MTPLayer) else None
 
     @can_return_tuple
     def forward(

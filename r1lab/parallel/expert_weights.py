@@ -4,7 +4,7 @@ A module with spread experts is known by its `placement`, `groups`, `gate_up_sha
 [S, D, F]; S = slots of this process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,12 @@ def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
 def _spread_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if all(hasattr(module, shard) for shard in WHOLE_NAMES):
-            yield name, module
+            yield plain_name(name), module
+
+
+def plain_name(name: str) -> str:
+    """A module's or parameter's name as `state_dict` has it, which passes over activation checkpointing's wrappers."""
+    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def reduce_gradient(grad_S: torch.Tensor, placement: Placement, groups: ExpertGroups) -> torch.Tensor:
@@ -51,54 +56,72 @@ def _sum_over_copies(grad_S: torch.Tensor, placement: Placement, groups: ExpertG
 
 
 @torch.no_grad()
-def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """`torch.nn.utils.clip_grad_norm_` for a model with spread experts: the norm of the whole model's gradient, each
-    expert counted once, the same on every process (the usual one counts other experts on each, and the processes'
-    other weights would drift apart). Every process must call it. Returns the norm before clipping, a scalar.
+def clip_grad_norm_(
+    model: nn.Module, max_norm: float, parameters: Iterable[nn.Parameter] | None = None
+) -> torch.Tensor:
+    """`torch.nn.utils.clip_grad_norm_` for a model with spread experts, sharded by FSDP2 or not: the norm of the whole
+    model's gradient, each expert counted once, the same on every process (the usual one counts other experts on each,
+    and the processes' other weights would drift apart). Every process must call it.
+
+    parameters: those of the model that count and are clipped; None: all. Returns the norm before clipping, a scalar.
     """
-    total = grad_norm(model)
+    chosen = list(model.parameters() if parameters is None else parameters)
+    total = grad_norm(model, chosen)
     spread = expert_parameters(model)
-    with_grad = [parameter for parameter in model.parameters() if parameter.grad is not None]
     # Apart, since the usual weights may be DTensors, which do not go together with the plain ones.
-    for parameters in ([p for p in with_grad if p not in spread], [p for p in with_grad if p in spread]):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    for is_spread in (False, True):
+        torch.nn.utils.clip_grads_with_norm_([p for p in chosen if (p in spread) == is_spread], max_norm, total)
     return total
 
 
 @torch.no_grad()
-def grad_norm(model: nn.Module) -> torch.Tensor:
-    """The norm of the whole model's gradient, each expert counted once, a scalar. Every process must call it."""
+def grad_norm(model: nn.Module, parameters: Iterable[nn.Parameter] | None = None) -> torch.Tensor:
+    """The norm of the whole model's gradient (of those parameters; None: all), each expert counted once, a scalar.
+    Every process must call it."""
+    chosen = list(model.parameters() if parameters is None else parameters)
     spread = expert_parameters(model)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None and p not in spread])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None and p not in spread])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    square = torch.zeros((), device=norm.device)
-    groups = None
+    if spread.isdisjoint(chosen):
+        return norm
+    return (norm.float().square() + _square_of_experts(model, set(chosen))).sqrt()
+
+
+def _square_of_experts(model: nn.Module, chosen: set[nn.Parameter]) -> torch.Tensor:
+    """The squared norm of the spread experts' gradient over the expert group, a scalar."""
+    squares = []
     for _, module in _spread_modules(model):
-        groups, placement = module.groups, module.placement
-        copies = [len(slots) for slots in placement.slots_of_expert]
-        share_S = torch.tensor([1.0 / copies[e] for e in placement.experts_of_rank(groups.ep_rank)])
-        for name in WHOLE_NAMES:
-            grad = getattr(module, name).grad
-            if grad is not None:
-                square += (grad.float().square().flatten(1).sum(1) * share_S.to(grad.device)).sum()
-    if groups is not None:
-        dist.all_reduce(square, group=groups.expert)
-    return (norm.float().square() + square).sqrt()
+        copies = [len(slots) for slots in module.placement.slots_of_expert]
+        own = module.placement.experts_of_rank(module.groups.ep_rank)
+        share_S = torch.tensor([1.0 / copies[e] for e in own], device=module.down_shard.device)
+        for parameter in (getattr(module, name) for name in WHOLE_NAMES):
+            if parameter in chosen and parameter.grad is not None:
+                squares.append((parameter.grad.float().square().flatten(1).sum(1) * share_S).sum())
+    groups = next(module.groups for _, module in _spread_modules(model))
+    square = sum(squares, torch.zeros((), device=next(iter(chosen)).device))
+    dist.all_reduce(square, group=groups.expert)
+    return square
 
 
 @torch.no_grad()
 def full_state_dict(policy: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict that the policy would have on one process; `save_pretrained(state_dict=...)` and
     `save_checkpoint(policy_state_dict=...)` take it. Every process must call it, and gets it."""
+    return dict(full_tensors(policy, policy.state_dict()))
+
+
+@torch.no_grad()
+def full_tensors(policy: nn.Module, shares: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The whole of each tensor that lies over the processes as the policy's tensor of that name does (a weight, or an
+    optimizer's moments of it), under the name that it has on one process; one at a time, so that one is held at a time.
+    Every process must go through all of them."""
     spread = dict(_spread_modules(policy))
-    state = {}
-    for name, tensor in policy.state_dict().items():
+    for name, tensor in shares.items():
         prefix, _, last = name.rpartition(".")
         if prefix in spread and last in WHOLE_NAMES:
-            state[f"{prefix}.{WHOLE_NAMES[last]}"] = _gather(tensor, spread[prefix])
+            yield f"{prefix}.{WHOLE_NAMES[last]}", _gather(tensor, spread[prefix])
         else:
-            state[name] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return state
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _gather(shard: torch.Tensor, module: nn.Module) -> torch.Tensor:
@@ -110,26 +133,37 @@ def _gather(shard: torch.Tensor, module: nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
-def load_full_state_dict(policy: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def load_full_state_dict(policy: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """The inverse of `full_state_dict`, for any number of processes; in place.
 
     Raises KeyError, before anything is copied, when `state` lacks a tensor of the policy, and ValueError for a shape
     that does not fit.
     """
+    pairs = list(own_shares(policy, policy.state_dict(), state))
+    for tensor, share in pairs:
+        tensor.copy_(share)
+
+
+@torch.no_grad()
+def own_shares(
+    policy: nn.Module, shares: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The inverse of `full_tensors`: of each tensor of `shares`, (itself, what it should be according to `whole`).
+
+    Raises KeyError and ValueError as `load_full_state_dict`.
+    """
     spread = dict(_spread_modules(policy))
-    pairs = []
-    for name, tensor in policy.state_dict().items():
+    for name, tensor in shares.items():
         prefix, _, last = name.rpartition(".")
         if prefix in spread and last in WHOLE_NAMES:
             module = spread[prefix]
-            whole = state[f"{prefix}.{WHOLE_NAMES[last]}"]
-            value = whole[list(module.placement.experts_of_rank(module.groups.ep_rank))]
+            value = whole[f"{prefix}.{WHOLE_NAMES[last]}"]
+            value = value[list(module.placement.experts_of_rank(module.groups.ep_rank))]
         else:
-            value = state[name]
+            value = whole[name]
         if value.shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the state dict's {tuple(value.shape)}")
-        pairs.append((tensor, value))
-    for tensor, value in pairs:
-        if isinstance(tensor, DTensor):
-            value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
-        tensor.copy_(value)
+        if isinstance(tensor, DTensor):  # each process has the whole, and takes its share without asking the others
+            value = value.to(tensor.device)
+            value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        yield tensor, value

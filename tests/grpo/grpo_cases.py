@@ -2,12 +2,12 @@
 
 import torch
 from accelerate import Accelerator
-from transformers import DeepseekV3Config
+from transformers import DeepseekV3Config, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from r1lab.config import GRPOConfig
 from r1lab.grpo.trainer import GRPOTrainer
 from r1lab.model import PolicyForCausalLM
-from r1lab.rollout import RolloutEngine, SamplingParams
+from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams
 from r1lab.types import Completion, Prompt, Rollout, RolloutGroup
 
 VOCAB, EOS = 40, 1
@@ -24,6 +24,15 @@ def make_policy(seed: int = 0, with_mtp: bool = False, **changes) -> PolicyForCa
         "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": EOS, "pad_token_id": None,
     }  # fmt: skip
     return PolicyForCausalLM(DeepseekV3Config(**{**fields, **changes}), with_mtp=with_mtp).eval()
+
+
+def make_qwen(seed: int = 0) -> PreTrainedModel:
+    """A policy of transformers', with tied embeddings."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=1, initializer_range=0.1, eos_token_id=EOS,
+                         pad_token_id=None, bos_token_id=0, tie_word_embeddings=True, **sizes)  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
 
 
 def make_config(**changes) -> GRPOConfig:
@@ -63,11 +72,16 @@ def good_share_of_even_prompts(completion_ids, is_even, **columns):
 
 
 def make_trainer(
-    policy: PolicyForCausalLM, reward=good_share, accelerator=None, num_prompts=16, vllm=None, **changes
+    policy: PreTrainedModel, reward=good_share, accelerator=None, num_prompts=16, vllm=None, **changes
 ) -> GRPOTrainer:
     """vllm: a `VLLMRolloutEngine` to sample with, in place of the native engine."""
     config = make_config(**changes)
-    engine = RolloutEngine(policy, eos_token_id=EOS, num_speculative_tokens=config.num_speculative_tokens)
+    if policy.config.model_type == "deepseek_v3":
+        engine = RolloutEngine(policy, eos_token_id=EOS, num_speculative_tokens=config.num_speculative_tokens)
+        rollout_metrics = engine.drafting.take_metrics
+    else:  # a group a batch, since these completions depend on those sampled beside them
+        engine = HFRolloutEngine(policy, eos_token_id=EOS, max_batch=config.num_generations)
+        rollout_metrics = dict
     generate = vllm.generate_together if vllm else engine.generate
     params = SamplingParams(
         n=config.num_generations, max_tokens=config.max_completion_length, temperature=config.temperature
@@ -81,7 +95,7 @@ def make_trainer(
         pad_token_id=EOS,
         config=config,
         accelerator=accelerator or Accelerator(cpu=True),
-        rollout_metrics=engine.drafting.take_metrics,
+        rollout_metrics=rollout_metrics,
         on_new_weights=vllm.weights_changed if vllm else lambda: None,
     )
 

@@ -11,6 +11,7 @@ TINY_RUN = [
     "--num_train_problems", "200", "--eval_steps", "2", "--eval_num_problems", "4", "--eval_num_samples", "2",
     "--final_num_problems", "6", "--final_num_samples", "2", "--save_steps", "1", "--save_total_limit", "10",
 ]  # fmt: skip
+SHORT_RUN = [*TINY_RUN, "--max_steps", "2", "--eval_steps", "0", "--final_num_problems", "2"]
 
 
 def recipe_command(*arguments):
