@@ -79,46 +79,46 @@ R1LAB_INLINE void multiply_first_rows(const float* a, int64_t lda, int64_t rows,
     for (int64_t panel = 0; panel < num_panels; ++panel)
         for (int64_t row = 0; row < rows; row += TILE_ROWS)
             tile<false>(rows - row, a + row * lda, lda, panels + panel * packed_depth * PANEL, PANEL, depth,
-                        [&](int64_t i, v8 lo, v8 hi) { epilogue(row + i, panel * PANEL, lo, hi); });
+                        [&](int64_t i, vec lo, vec hi) { epilogue(row + i, panel * PANEL, lo, hi); });
 }
 
 // Softmax of the first `visible` scores in place, zeros behind them up to `width`; returns log sum exp.
 float softmax_row(float* scores, int64_t visible, int64_t width, float scale, float* inverse_sum) {
-    v8 best8 = splat(-INFINITY);
-    for_each_8(visible, [&](int64_t j, auto left) {
-        const v8 score = load_upto(scores + j, left, -INFINITY);
-        best8 = score > best8 ? score : best8;
+    vec most = splat(-INFINITY);
+    for_each_vector(visible, [&](int64_t j, auto left) {
+        const vec score = load_upto(scores + j, left, -INFINITY);
+        most = score > most ? score : most;
     });
-    const float best = max8(best8) * scale;
-    v8 sum = splat(0.0f);
-    for_each_8(visible, [&](int64_t j, auto left) {
-        const v8 weight = exp8(load_upto(scores + j, left, -INFINITY) * scale - best);
+    const float best = max_lane(most) * scale;
+    vec sum = splat(0.0f);
+    for_each_vector(visible, [&](int64_t j, auto left) {
+        const vec weight = exp_lanes(load_upto(scores + j, left, -INFINITY) * scale - best);
         store_upto(scores + j, weight, left);
         sum += weight;
     });
     std::fill(scores + visible, scores + width, 0.0f);
-    const float total = sum8(sum);
+    const float total = sum_lanes(sum);
     *inverse_sum = 1.0f / total;
     return best + std::log(total);
 }
 
 // The probabilities again, from the scores and their log-sum-exp.
 void probabilities_row(float* scores, int64_t visible, int64_t width, float scale, float lse) {
-    for_each_8(visible, [&](int64_t j, auto left) {
-        store_upto(scores + j, exp8(load_upto(scores + j, left) * scale - lse), left);
+    for_each_vector(visible, [&](int64_t j, auto left) {
+        store_upto(scores + j, exp_lanes(load_upto(scores + j, left) * scale - lse), left);
     });
     std::fill(scores + visible, scores + width, 0.0f);
 }
 
-R1LAB_INLINE void store_columns(float* row, v8 lo, v8 hi, int64_t n) {
+R1LAB_INLINE void store_columns(float* row, vec lo, vec hi, int64_t n) {
     store_upto(row, lo, n);
-    if (n > 8) store_upto(row + 8, hi, n - 8);
+    if (n > LANES) store_upto(row + LANES, hi, n - LANES);
 }
 
 float dot(const float* a, const float* b, int64_t size) {
-    v8 sum = splat(0.0f);
-    for_each_8(size, [&](int64_t i, auto left) { sum += load_upto(a + i, left) * load_upto(b + i, left); });
-    return sum8(sum);
+    vec sum = splat(0.0f);
+    for_each_vector(size, [&](int64_t i, auto left) { sum += load_upto(a + i, left) * load_upto(b + i, left); });
+    return sum_lanes(sum);
 }
 
 // A sequence's keys and values of one head, and room for one block of queries.
@@ -141,9 +141,9 @@ struct HeadScratch {
     // Scores of the block's queries against the first `num_keys` keys.
     void multiply_keys(int64_t rows, int64_t num_keys, int64_t depth) {
         multiply_first_rows(queries.get(), query_stride, rows, keys_transposed.get(), ceil_div(num_keys, PANEL), depth,
-                            depth, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
-                                store8(scores.get() + i * score_stride + column, lo);
-                                store8(scores.get() + i * score_stride + column + 8, hi);
+                            depth, [&](int64_t i, int64_t column, vec lo, vec hi) {
+                                store(scores.get() + i * score_stride + column, lo);
+                                store(scores.get() + i * score_stride + column + LANES, hi);
                             });
     }
 
@@ -170,7 +170,7 @@ void forward_head(const Sizes& sizes, const Rows& q_nope, const Rows& q_pe, cons
                 softmax_row(scratch.scores.get() + i * scratch.score_stride, seen + i + 1,
                             round_up(num_keys, PANEL), scale, inverse_sum + i);
         multiply_first_rows(scratch.scores.get(), scratch.score_stride, rows, values.get(), value_panels, length,
-                            num_keys, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+                            num_keys, [&](int64_t i, int64_t column, vec lo, vec hi) {
                                 float* row = out + ((first + start + i) * sizes.H + head) * sizes.W + column;
                                 store_columns(row, lo * inverse_sum[i], hi * inverse_sum[i], sizes.W - column);
                             });
@@ -211,15 +211,15 @@ void backward_head(const Sizes& sizes, const Rows& grad_out, const Rows& q_nope,
         }
         // grad of a score = p (grad_out . v - delta), delta = grad_out . out (FlashAttention, algorithm 4).
         multiply_first_rows(grad_outs.get(), value_stride, rows, values_transposed.get(), ceil_div(num_keys, PANEL),
-                            sizes.W, sizes.W, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+                            sizes.W, sizes.W, [&](int64_t i, int64_t column, vec lo, vec hi) {
                                 const int64_t at = i * scratch.score_stride + column;
-                                store8(grad + at, load8(probs + at) * (lo - delta[i]) * scale);
-                                store8(grad + at + 8, load8(probs + at + 8) * (hi - delta[i]) * scale);
+                                store(grad + at, load(probs + at) * (lo - delta[i]) * scale);
+                                store(grad + at + LANES, load(probs + at + LANES) * (hi - delta[i]) * scale);
                             });
         multiply_first_rows(grad, scratch.score_stride, rows, keys.get(), key_width, length, num_keys,
-                            [&](int64_t i, int64_t column, v8 lo, v8 hi) {
-                                store8(grad_queries.get() + i * scratch.query_stride + column, lo);
-                                store8(grad_queries.get() + i * scratch.query_stride + column + 8, hi);
+                            [&](int64_t i, int64_t column, vec lo, vec hi) {
+                                store(grad_queries.get() + i * scratch.query_stride + column, lo);
+                                store(grad_queries.get() + i * scratch.query_stride + column + LANES, hi);
                             });
         scatter(grad_queries.get(), scratch.query_stride, first + start, rows, H, head, gradients.q_nope, sizes.N,
                 gradients.q_pe, sizes.R);
