@@ -18,7 +18,8 @@ namespace {
 
 using namespace r1lab;
 
-constexpr int BLOCK_ROWS = 64;  // rows that go through the layers together: activations stay in L2
+// Rows that go through the layers together: activations stay in L2 (1 MB or more beside AVX-512), weights pass by once.
+constexpr int BLOCK_ROWS = LANES == 16 ? 128 : 64;
 constexpr int POSITIONS = 8;    // that lie side by side in the cache
 
 // -- matrix product: out[m][n] = bias[n] + sum_k in[m][k] * weight[n][k], weights packed [n / 16][k][16] --------------
@@ -52,24 +53,26 @@ struct Product {
   }
 };
 
-// The first MR rows times the first NP panels, all sums in registers over the whole of k.
+// The first MR rows times the first NP panels, all sums in registers over the whole of k. Meanwhile the panel `ahead`
+// is fetched: weights come from beyond L2, and no hardware looks that far.
 template <int MR, int NP>
-inline void micro_kernel(const Product& p) {
+inline void micro_kernel(const Product& p, const float* ahead) {
   constexpr int WIDTH = NP * VECTORS;
   vec acc[MR][WIDTH];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < WIDTH; ++j) acc[m][j] = p.bias ? load(p.bias + j * LANES) : vec{};
-  const size_t panel_size = static_cast<size_t>(p.k_size) * OUTPUTS;
-  for (int k = 0; k < p.k_size; ++k) {
+  const int64_t panel_size = static_cast<int64_t>(p.k_size) * OUTPUTS, in_stride = p.in_stride;
+  const float *in = p.in, *weights = p.panels;
+  for (int k = 0; k < p.k_size; ++k, ++in, weights += OUTPUTS, ahead += OUTPUTS) {
+    __builtin_prefetch(ahead);
     vec weight[WIDTH];
 #pragma GCC unroll 8
-    for (int j = 0; j < WIDTH; ++j)
-      weight[j] = load(p.panels + (j / VECTORS) * panel_size + k * OUTPUTS + (j % VECTORS) * LANES);
+    for (int j = 0; j < WIDTH; ++j) weight[j] = load(weights + j / VECTORS * panel_size + j % VECTORS * LANES);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const vec x = splat(p.in[static_cast<size_t>(m) * p.in_stride + k]);
+      const vec x = splat(in[m * in_stride]);
 #pragma GCC unroll 8
       for (int j = 0; j < WIDTH; ++j) acc[m][j] += x * weight[j];
     }
@@ -104,7 +107,10 @@ void multiply_strips(const Product& product, int rows) {
   const int num_panels = ceil_div(product.n_size, OUTPUTS);
   int panel = 0;
   for (; panel + NP <= num_panels; panel += NP)
-    for (int row = 0; row < rows; row += MR) micro_kernel<MR, NP>(product.from_panel(panel).from_row(row));
+    for (int row = 0; row < rows; row += MR) {  // each strip fetches one of the next panels
+      const int next = std::min(panel + NP + row / MR, num_panels - 1);
+      micro_kernel<MR, NP>(product.from_panel(panel).from_row(row), product.from_panel(next).panels);
+    }
   if constexpr (NP > 1)
     if (panel < num_panels) multiply_strips<MR, NP / 2>(product.from_panel(panel), rows);
 }
@@ -121,6 +127,19 @@ void gemm(const float* in, int in_stride, const float* panels, int k_size, int n
   const int full = rows / STRIP * STRIP;
   if (full) multiply_strips<STRIP>(product, full);
   if (rows > full) multiply_strips_of(rows - full, product.from_row(full), rows - full);
+}
+
+// The part of packed weights [num_total / 16][num_in][16] that holds outputs first .. first + num_out: the transpose.
+void pack(const float* weight, int64_t out_stride, int64_t in_stride, int num_out, int num_in, int first,
+          float* panels) {
+  for (int n = 0; n < num_out; n += OUTPUTS)
+    for (int k = 0; k < num_in; k += OUTPUTS)  // a square at a time: every line of both is used up while it is in L1
+      for (int i = n; i < std::min(n + OUTPUTS, num_out); ++i) {
+        const float* from = weight + i * out_stride + k * in_stride;
+        const int to = first + i;
+        float* out = panels + (static_cast<size_t>(to / OUTPUTS) * num_in + k) * OUTPUTS + to % OUTPUTS;
+        for (int j = 0; j < std::min(OUTPUTS, num_in - k); ++j) out[j * OUTPUTS] = from[j * in_stride];
+      }
 }
 
 }  // namespace
@@ -253,15 +272,18 @@ inline void add_to(float* x, const float* y, size_t size) {
 
 // -- attention --------------------------------------------------------------------------------------------------------
 
-// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time.
+// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time. Fetches as much of the cache
+// `ahead`, which is read next: all of them together do not fit into L2.
 template <int NH>
-void attention_scores(const float* q, const float* cache, int latent, int num_blocks, float* scores, int stride) {
+void attention_scores(const float* q, const float* cache, const float* ahead, int latent, int num_blocks, float* scores,
+                      int stride) {
   const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   int block = 0;
   for (; block + 2 <= num_blocks; block += 2) {
     const float* keys = cache + block * block_size;
     v8 acc[NH][2] = {};
     for (int d = 0; d < latent; ++d) {
+      __builtin_prefetch(ahead + block * block_size + d * 2 * POSITIONS);
       const v8 key0 = load<v8>(keys + d * POSITIONS), key1 = load<v8>(keys + block_size + d * POSITIONS);
 #pragma GCC unroll 4
       for (int h = 0; h < NH; ++h) {
@@ -328,20 +350,22 @@ void attention_context(const float* probs, int stride, const float* cache, int l
 }
 
 template <int NH>
-void attend_heads(const R1Model& model, const float* q, const float* cache, int length, float* scores, float* context) {
+void attend_heads(const R1Model& model, const float* q, const float* cache, const float* ahead, int length,
+                  float* scores, float* context) {
   const int latent = model.kv_rank + model.rope, num_blocks = (length + POSITIONS - 1) / POSITIONS;
-  attention_scores<NH>(q, cache, latent, num_blocks, scores, model.capacity);
+  attention_scores<NH>(q, cache, ahead, latent, num_blocks, scores, model.capacity);
   for (int h = 0; h < NH; ++h) softmax(scores + h * model.capacity, length, num_blocks, model.attention_scaling);
   attention_context<NH>(scores, model.capacity, cache, latent, model.kv_rank, num_blocks, context);
 }
 
-void attend_row(const R1Model& model, const float* q, const float* cache, int length, float* scores, float* context) {
+void attend_row(const R1Model& model, const float* q, const float* cache, const float* next_cache, int length,
+                float* scores, float* context) {
   const int latent = model.kv_rank + model.rope;
   int h = 0;
   for (; h + 4 <= model.heads; h += 4)
-    attend_heads<4>(model, q + h * latent, cache, length, scores, context + h * model.kv_rank);
+    attend_heads<4>(model, q + h * latent, cache, next_cache, length, scores, context + h * model.kv_rank);
   for (; h < model.heads; ++h)
-    attend_heads<1>(model, q + h * latent, cache, length, scores, context + h * model.kv_rank);
+    attend_heads<1>(model, q + h * latent, cache, next_cache, length, scores, context + h * model.kv_rank);
 }
 
 inline float* cache_of(const R1Model& model, int layer, int slot) {
@@ -394,7 +418,8 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
   }
   for (int m = 0; m < rows; ++m)
     attend_row(model, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
-               cache_of(model, index, slot[m]), position[m] + 1, ws.scores.data(),
+               cache_of(model, index, slot[m]), cache_of(model, index, slot[std::min(m + 1, rows - 1)]),
+               position[m] + 1, ws.scores.data(),
                ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
   const int o_size = model.heads * model.v_dim;
   for (int h = 0; h < model.heads; ++h)
@@ -735,6 +760,15 @@ void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests&
 }
 
 }  // namespace
+
+// Put weights [count][num_out][num_in], of any strides, into panels [count][num_total / 16][num_in][16] as outputs first ..
+// first + num_out.
+R1LAB_API void r1_pack(const float* weight, int64_t count_stride, int64_t out_stride, int64_t in_stride, int32_t count,
+                       int32_t num_out, int32_t num_in, int32_t first, int32_t num_total, float* panels) {
+  const size_t size = static_cast<size_t>(round_up(num_total, OUTPUTS)) * num_in;
+  for (int c = 0; c < count; ++c)
+    pack(weight + c * count_stride, out_stride, in_stride, num_out, num_in, first, panels + c * size);
+}
 
 // Sample num_steps times for each active request: a token without drafts, 1 to num_drafts + 1 tokens with. Threads share nothing: each takes a run of the requests
 // through all layers and all steps.
