@@ -112,7 +112,7 @@ void multiply_strips(const Product& product, int rows) {
       micro_kernel<MR, NP>(product.from_panel(panel).from_row(row), product.from_panel(next).panels);
     }
   if constexpr (NP > 1)
-    if (panel < num_panels) multiply_strips<MR, NP / 2>(product.from_panel(panel), rows);
+    if (panel < num_panels) multiply_strips<MR, NP - 1>(product.from_panel(panel), rows);
 }
 
 template <int MR = STRIP>
@@ -132,14 +132,20 @@ void gemm(const float* in, int in_stride, const float* panels, int k_size, int n
 // The part of packed weights [num_total / 16][num_in][16] that holds outputs first .. first + num_out: the transpose.
 void pack(const float* weight, int64_t out_stride, int64_t in_stride, int num_out, int num_in, int first,
           float* panels) {
-  for (int n = 0; n < num_out; n += OUTPUTS)
-    for (int k = 0; k < num_in; k += OUTPUTS)  // a square at a time: every line of both is used up while it is in L1
-      for (int i = n; i < std::min(n + OUTPUTS, num_out); ++i) {
-        const float* from = weight + i * out_stride + k * in_stride;
-        const int to = first + i;
-        float* out = panels + (static_cast<size_t>(to / OUTPUTS) * num_in + k) * OUTPUTS + to % OUTPUTS;
-        for (int j = 0; j < std::min(OUTPUTS, num_in - k); ++j) out[j * OUTPUTS] = from[j * in_stride];
-      }
+  for (int n = 0, width; n < num_out; n += width) {
+    const int lane = (first + n) % OUTPUTS;
+    width = std::min(OUTPUTS - lane, num_out - n);
+    const float* from = weight + n * out_stride;
+    float* to = panels + static_cast<size_t>((first + n) / OUTPUTS) * num_in * OUTPUTS + lane;
+    const auto copy = [&](auto width) {
+      for (int k = 0; k < num_in; ++k, from += in_stride, to += OUTPUTS)
+        for (int i = 0; i < width; ++i) to[i] = from[i * out_stride];
+    };
+    if (width == OUTPUTS)
+      copy(std::integral_constant<int, OUTPUTS>());
+    else
+      copy(width);
+  }
 }
 
 }  // namespace
