@@ -70,23 +70,30 @@ R1LAB_INLINE void for_each_vector(int64_t size, const Body& body) {
     if (i < size) body(i, size - i);
 }
 
-// The sum of all lanes: the upper half is added to the lower until one is left.
+// Folds the lanes: the upper half onto the lower, until one is left.
+template <class V, class Fold>
+R1LAB_INLINE float fold_lanes(V v, const Fold& fold) {
+    if constexpr (size_of<V> > 4) {
+        typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
+        const Half* halves = reinterpret_cast<const Half*>(&v);
+        return fold_lanes<Half>(fold(halves[0], halves[1]), fold);
+    } else {
+        return fold(fold(v[0], v[2]), fold(v[1], v[3]));
+    }
+}
+
 template <class V>
 R1LAB_INLINE float sum_lanes(V v) {
-    float part[size_of<V>];
-    store(part, v);
-#pragma GCC unroll 4
-    for (int half = size_of<V> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < half; ++i) part[i] += part[i + half];
-    return part[0];
+    return fold_lanes(v, [](auto a, auto b) { return a + b; });
 }
 
 template <class V>
 R1LAB_INLINE float max_lane(V v) {
-    float best = v[0];
-    for (int i = 1; i < size_of<V>; ++i) best = v[i] > best ? v[i] : best;
-    return best;
+    return fold_lanes(v, [](auto a, auto b) { return b > a ? b : a; });
+}
+
+R1LAB_INLINE void copy(const float* from, int64_t size, float* to) {
+    for_each_vector(size, [&](int64_t i, auto left) { store_upto(to + i, load_upto(from + i, left), left); });
 }
 
 // exp within 2 ulp (Cephes' expf polynomial); 0 below -87.3, finite above 88.3, NaN stays NaN.
@@ -213,18 +220,32 @@ static inline void add_transposed_product(const float* a, int64_t lda, int64_t m
 // Panels of B [depth, columns] (row-major, stride ldb): panel p holds columns p * PANEL and on row by row, zero-padded.
 static inline void pack_panels(const float* b, int64_t ldb, int64_t depth, int64_t columns, float* panels) {
     for (int64_t column = 0; column < columns; column += PANEL) {
-        const int64_t width = std::min<int64_t>(PANEL, columns - column);
-        for (int64_t k = 0; k < depth; ++k, panels += PANEL)
-            for (int64_t j = 0; j < PANEL; ++j) panels[j] = j < width ? b[k * ldb + column + j] : 0.0f;
+        const int64_t width = columns - column;
+        for (int64_t k = 0; k < depth; ++k, panels += PANEL) {
+            const float* from = b + k * ldb + column;
+            store(panels, load_upto(from, width));
+            store(panels + LANES, width > LANES ? load_upto(from + LANES, width - LANES) : splat(0.0f));
+        }
     }
+}
+
+// panels[k * PANEL + j] = b[j * ldb + k], line by line.
+template <class Width>
+R1LAB_INLINE void transpose_columns(const float* b, int64_t ldb, Width width, int64_t depth, float* panels) {
+    for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < width; ++j) panels[k * PANEL + j] = b[j * ldb + k];
 }
 
 // Panels of transpose(B), B [columns, depth] row-major with stride ldb.
 static inline void pack_transposed_panels(const float* b, int64_t ldb, int64_t columns, int64_t depth, float* panels) {
-    for (int64_t column = 0; column < columns; column += PANEL, panels += depth * PANEL)
-        for (int64_t j = 0; j < PANEL; ++j)
-            for (int64_t k = 0; k < depth; ++k)
-                panels[k * PANEL + j] = column + j < columns ? b[(column + j) * ldb + k] : 0.0f;
+    for (int64_t column = 0; column < columns; column += PANEL, panels += depth * PANEL, b += PANEL * ldb) {
+        if (columns - column >= PANEL) {
+            transpose_columns(b, ldb, std::integral_constant<int64_t, PANEL>(), depth, panels);
+            continue;
+        }
+        std::fill_n(panels, depth * PANEL, 0.0f);
+        transpose_columns(b, ldb, columns - column, depth, panels);
+    }
 }
 
 // ---- Sums in a fixed order -----------------------------------------------------------------------------------------
