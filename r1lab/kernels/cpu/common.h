@@ -1,7 +1,8 @@
-// What the CPU kernels share: 8-float vectors, exp, and a register-tiled matrix product.
+// What the CPU kernels share: vectors of the machine's width, exp, and a register-tiled matrix product.
 //
 // Written with the compilers' vector extension rather than intrinsics: one source for AVX2, AVX-512 and NEON. Every sum
-// runs in an order that depends on the sizes alone: results are bit-identical for any number of threads.
+// runs in an order that depends on the sizes and the machine's width alone: results are bit-identical for any number of
+// threads.
 #pragma once
 
 #include <algorithm>
@@ -16,70 +17,113 @@
 
 namespace r1lab {
 
-typedef float v8 __attribute__((vector_size(32)));
-typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t v8i __attribute__((vector_size(32)));
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
 
-R1LAB_INLINE v8 load8(const float* p) { return *reinterpret_cast<const v8_unaligned*>(p); }
-R1LAB_INLINE void store8(float* p, v8 v) { *reinterpret_cast<v8_unaligned*>(p) = v; }
-R1LAB_INLINE v8 splat(float x) { return v8{x, x, x, x, x, x, x, x}; }
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float v8 __attribute__((vector_size(32)));  // where a layout asks for eight, whatever the machine
+
+template <class V>
+constexpr int size_of = sizeof(V) / sizeof(float);
+
+template <class V = vec>
+R1LAB_INLINE V load(const float* p) {
+    typedef V unaligned __attribute__((aligned(4), may_alias));
+    return *reinterpret_cast<const unaligned*>(p);
+}
+
+template <class V>
+R1LAB_INLINE void store(float* p, V v) {
+    typedef V unaligned __attribute__((aligned(4), may_alias));
+    *reinterpret_cast<unaligned*>(p) = v;
+}
+
+template <class V = vec>
+R1LAB_INLINE V splat(float x) {
+    return x - V{};  // x + 0 would cost an addition: it turns -0 into 0
+}
 
 // The first `n` floats only; lanes beyond the end read as `fill`.
-R1LAB_INLINE v8 load_upto(const float* p, int64_t n, float fill = 0.0f) {
-    if (n >= 8) return load8(p);
-    v8 v = splat(fill);
+template <class V = vec>
+R1LAB_INLINE V load_upto(const float* p, int64_t n, float fill = 0.0f) {
+    if (n >= size_of<V>) return load<V>(p);
+    V v = splat<V>(fill);
     for (int64_t i = 0; i < n; ++i) v[i] = p[i];
     return v;
 }
 
-R1LAB_INLINE void store_upto(float* p, v8 v, int64_t n) {
-    if (n >= 8) return store8(p, v);
+template <class V>
+R1LAB_INLINE void store_upto(float* p, V v, int64_t n) {
+    if (n >= size_of<V>) return store(p, v);
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
-// Calls body(i, n) for i = 0, 8, 16, ...; n is the constant 8 (so that the *_upto above cost nothing) but in the tail.
-template <class Body>
-R1LAB_INLINE void for_each_8(int64_t size, const Body& body) {
+// Calls body(i, n) for each vector from i on; n is the constant number of lanes (so that the *_upto above cost nothing)
+// but in the tail.
+template <class V = vec, class Body>
+R1LAB_INLINE void for_each_vector(int64_t size, const Body& body) {
     int64_t i = 0;
-    for (; i + 8 <= size; i += 8) body(i, std::integral_constant<int64_t, 8>());
+    for (; i + size_of<V> <= size; i += size_of<V>) body(i, std::integral_constant<int64_t, size_of<V>>());
     if (i < size) body(i, size - i);
 }
 
-R1LAB_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+// Folds the lanes: the upper half onto the lower, until one is left.
+template <class V, class Fold>
+R1LAB_INLINE float fold_lanes(V v, const Fold& fold) {
+    if constexpr (size_of<V> > 4) {
+        typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
+        const Half* halves = reinterpret_cast<const Half*>(&v);
+        return fold_lanes<Half>(fold(halves[0], halves[1]), fold);
+    } else {
+        return fold(fold(v[0], v[2]), fold(v[1], v[3]));
+    }
+}
 
-R1LAB_INLINE float max8(v8 v) {
-    float best = v[0];
-    for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
-    return best;
+template <class V>
+R1LAB_INLINE float sum_lanes(V v) {
+    return fold_lanes(v, [](auto a, auto b) { return a + b; });
+}
+
+template <class V>
+R1LAB_INLINE float max_lane(V v) {
+    return fold_lanes(v, [](auto a, auto b) { return b > a ? b : a; });
+}
+
+R1LAB_INLINE void copy(const float* from, int64_t size, float* to) {
+    for_each_vector(size, [&](int64_t i, auto left) { store_upto(to + i, load_upto(from + i, left), left); });
 }
 
 // exp within 2 ulp (Cephes' expf polynomial); 0 below -87.3, finite above 88.3, NaN stays NaN.
-R1LAB_INLINE v8 exp8(v8 x) {
+template <class V>
+R1LAB_INLINE V exp_lanes(V x) {
+    typedef decltype(x > x) Integers;
     const float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-    v8 clipped = x > 88.3f ? splat(88.3f) : x;
-    v8 shifted = clipped * 1.44269504088896341f + round_magic;
-    v8 n = shifted - round_magic;
-    v8 r = clipped - n * 0.693359375f;
+    V clipped = x > 88.3f ? splat<V>(88.3f) : x;
+    V shifted = clipped * 1.44269504088896341f + round_magic;
+    V n = shifted - round_magic;
+    V r = clipped - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    v8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    v8i exponent = (reinterpret_cast<v8i>(shifted) + (127 - 0x4B400000)) << 23;
-    v8 result = p * reinterpret_cast<v8>(exponent);
-    return x < -87.3f ? splat(0.0f) : result;
+    Integers exponent = (reinterpret_cast<Integers>(shifted) + (127 - 0x4B400000)) << 23;
+    V result = p * reinterpret_cast<V>(exponent);
+    return x < -87.3f ? splat<V>(0.0f) : result;
 }
 
-R1LAB_INLINE v8 sigmoid8(v8 x) { return 1.0f / (1.0f + exp8(-x)); }
+template <class V>
+R1LAB_INLINE V sigmoid_lanes(V x) {
+    return 1.0f / (1.0f + exp_lanes(-x));
+}
 
 R1LAB_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 R1LAB_INLINE int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
-
-// Row stride of a scratch matrix: whole 16-wide panels, plus one so that the rows of a column panel do not all fall
-// into the same few L1 sets (power-of-two strides would).
-R1LAB_INLINE int64_t row_stride(int64_t columns) { return round_up(columns, 16) + 16; }
 
 // Zeroed, 64-byte aligned floats.
 class Scratch {
@@ -100,33 +144,38 @@ class Scratch {
 };
 
 // ---- Matrix product -------------------------------------------------------------------------------------------------
-// C[m, n] = sum_k A[m, k] B[k, n], six rows by sixteen columns of C at a time: 12 accumulators, 2 registers of B and a
-// broadcast of A fill the 16 vector registers of AVX2. Tiles at the bottom edge compute all six rows and drop what lies
-// beyond, so A must be readable (any content) up to a multiple of six rows: scratch matrices are cut that way.
+// C[m, n] = sum_k A[m, k] B[k, n], TILE_ROWS rows by PANEL columns of C, two vectors, at a time. With AVX2's 16 registers
+// 6 x 2 sums, 2 of B and a broadcast of A; AVX-512 has room for more rows, but eight keep both of its units busy, and
+// they divide the usual sizes. Tiles at the bottom edge compute all their rows and drop what lies beyond, so A must be
+// readable (any content) up to a multiple of TILE_ROWS rows: scratch matrices are cut that way.
 
-constexpr int TILE_ROWS = 6;
-constexpr int PANEL = 16;
+constexpr int TILE_ROWS = LANES == 16 ? 8 : 6;
+constexpr int PANEL = 2 * LANES;
+
+// Row stride of a scratch matrix: whole panels, plus 16 so that the rows of a column panel do not all fall into the same
+// few L1 sets (power-of-two strides would).
+R1LAB_INLINE int64_t row_stride(int64_t columns) { return round_up(columns, PANEL) + 16; }
 
 // out[i] = row i of the tile. A's element (i, k) is a[i * lda + k], or a[k * lda + i] when TRANSPOSED. Never inlined:
 // the loop needs every register, and callers differ only in what they do with the result.
 template <bool TRANSPOSED>
 __attribute__((noinline)) void multiply_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
-                                             v8 (*out)[2]) {
-    v8 lo[TILE_ROWS], hi[TILE_ROWS];
-#pragma GCC unroll 6
+                                             vec (*out)[2]) {
+    vec lo[TILE_ROWS], hi[TILE_ROWS];
+#pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; ++i) lo[i] = hi[i] = splat(0.0f);
     for (int64_t k = 0; k < depth; ++k) {
-        const v8 b_lo = load8(b), b_hi = load8(b + 8);
-#pragma GCC unroll 6
+        const vec b_lo = load(b), b_hi = load(b + LANES);
+#pragma GCC unroll 8
         for (int i = 0; i < TILE_ROWS; ++i) {
-            const v8 a_ik = splat(TRANSPOSED ? a[i] : a[i * lda]);
+            const vec a_ik = splat(TRANSPOSED ? a[i] : a[i * lda]);
             lo[i] += a_ik * b_lo;
             hi[i] += a_ik * b_hi;
         }
         a += TRANSPOSED ? lda : 1;
         b += ldb;
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; ++i) {
         out[i][0] = lo[i];
         out[i][1] = hi[i];
@@ -137,29 +186,25 @@ __attribute__((noinline)) void multiply_tile(const float* a, int64_t lda, const 
 template <bool TRANSPOSED, class Epilogue>
 R1LAB_INLINE void tile(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
                        const Epilogue& epilogue) {
-    v8 out[TILE_ROWS][2];
+    vec out[TILE_ROWS][2];
     multiply_tile<TRANSPOSED>(a, lda, b, ldb, depth, out);
     for (int64_t i = 0; i < std::min<int64_t>(rows, TILE_ROWS); ++i) epilogue(i, out[i][0], out[i][1]);
 }
 
-// A [rows, depth] times packed panels of B [depth, 16 each]; epilogue(row, panel, lo, hi) takes each row of 16.
+// A [rows, depth] times packed panels of B [depth, PANEL each]; epilogue(row, panel, lo, hi) takes each row of a panel.
 template <class Epilogue>
 R1LAB_INLINE void multiply_panels(const float* a, int64_t lda, int64_t rows, const float* panels, int64_t num_panels,
                                   int64_t depth, const Epilogue& epilogue) {
     for (int64_t panel = 0; panel < num_panels; ++panel)
         for (int64_t row = 0; row < rows; row += TILE_ROWS)
             tile<false>(rows - row, a + row * lda, lda, panels + panel * depth * PANEL, PANEL, depth,
-                        [&](int64_t i, v8 lo, v8 hi) { epilogue(row + i, panel, lo, hi); });
+                        [&](int64_t i, vec lo, vec hi) { epilogue(row + i, panel, lo, hi); });
 }
 
 // c[0..n) += the first n of (lo, hi).
-R1LAB_INLINE void add_upto(float* c, v8 lo, v8 hi, int64_t n) {
-    if (n >= PANEL) {
-        store8(c, load8(c) + lo);
-        store8(c + 8, load8(c + 8) + hi);
-    } else {
-        for (int64_t i = 0; i < n; ++i) c[i] += i < 8 ? lo[i] : hi[i - 8];
-    }
+R1LAB_INLINE void add_upto(float* c, vec lo, vec hi, int64_t n) {
+    store_upto(c, load_upto(c, n) + lo, n);
+    if (n > LANES) store_upto(c + LANES, load_upto(c + LANES, n - LANES) + hi, n - LANES);
 }
 
 // C [m, n] += transpose(A [rows, m]) B [rows, n]. A's and B's row strides must leave room for whole tiles (row_stride).
@@ -167,26 +212,40 @@ static inline void add_transposed_product(const float* a, int64_t lda, int64_t m
                                           int64_t n, int64_t rows, float* c, int64_t ldc) {
     for (int64_t column = 0; column < n; column += PANEL)
         for (int64_t row = 0; row < m; row += TILE_ROWS)
-            tile<true>(m - row, a + row, lda, b + column, ldb, rows, [&](int64_t i, v8 lo, v8 hi) {
+            tile<true>(m - row, a + row, lda, b + column, ldb, rows, [&](int64_t i, vec lo, vec hi) {
                 add_upto(c + (row + i) * ldc + column, lo, hi, n - column);
             });
 }
 
-// Panels of B [depth, columns] (row-major, stride ldb): panel p holds columns 16p..16p+15 row by row, zero-padded.
+// Panels of B [depth, columns] (row-major, stride ldb): panel p holds columns p * PANEL and on row by row, zero-padded.
 static inline void pack_panels(const float* b, int64_t ldb, int64_t depth, int64_t columns, float* panels) {
     for (int64_t column = 0; column < columns; column += PANEL) {
-        const int64_t width = std::min<int64_t>(PANEL, columns - column);
-        for (int64_t k = 0; k < depth; ++k, panels += PANEL)
-            for (int64_t j = 0; j < PANEL; ++j) panels[j] = j < width ? b[k * ldb + column + j] : 0.0f;
+        const int64_t width = columns - column;
+        for (int64_t k = 0; k < depth; ++k, panels += PANEL) {
+            const float* from = b + k * ldb + column;
+            store(panels, load_upto(from, width));
+            store(panels + LANES, width > LANES ? load_upto(from + LANES, width - LANES) : splat(0.0f));
+        }
     }
+}
+
+// panels[k * PANEL + j] = b[j * ldb + k], line by line.
+template <class Width>
+R1LAB_INLINE void transpose_columns(const float* b, int64_t ldb, Width width, int64_t depth, float* panels) {
+    for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < width; ++j) panels[k * PANEL + j] = b[j * ldb + k];
 }
 
 // Panels of transpose(B), B [columns, depth] row-major with stride ldb.
 static inline void pack_transposed_panels(const float* b, int64_t ldb, int64_t columns, int64_t depth, float* panels) {
-    for (int64_t column = 0; column < columns; column += PANEL, panels += depth * PANEL)
-        for (int64_t j = 0; j < PANEL; ++j)
-            for (int64_t k = 0; k < depth; ++k)
-                panels[k * PANEL + j] = column + j < columns ? b[(column + j) * ldb + k] : 0.0f;
+    for (int64_t column = 0; column < columns; column += PANEL, panels += depth * PANEL, b += PANEL * ldb) {
+        if (columns - column >= PANEL) {
+            transpose_columns(b, ldb, std::integral_constant<int64_t, PANEL>(), depth, panels);
+            continue;
+        }
+        std::fill_n(panels, depth * PANEL, 0.0f);
+        transpose_columns(b, ldb, columns - column, depth, panels);
+    }
 }
 
 // ---- Sums in a fixed order -----------------------------------------------------------------------------------------

@@ -18,79 +18,133 @@ namespace {
 
 using namespace r1lab;
 
-constexpr int LANES = 8;
-constexpr int BLOCK_ROWS = 64;  // rows that go through the layers together: activations stay in L2
-constexpr int STRIP = 6;        // rows per micro-kernel: 6 x 2 accumulators + 2 weights + 1 input = 15 of 16 registers
+// Rows that go through the layers together: activations stay in L2 (1 MB or more beside AVX-512), weights pass by once.
+constexpr int BLOCK_ROWS = LANES == 16 ? 128 : 64;
+constexpr int POSITIONS = 8;    // that lie side by side in the cache
 
 // -- matrix product: out[m][n] = bias[n] + sum_k in[m][k] * weight[n][k], weights packed [n / 16][k][16] --------------
 
-// MR rows x NP panels held in registers over the whole of k.
+constexpr int OUTPUTS = 16;                // of a panel of weights
+constexpr int VECTORS = OUTPUTS / LANES;   // of a row of a panel
+constexpr int STRIP = TILE_ROWS;           // most rows of one micro-kernel
+
+struct Product {
+  const float* in;
+  int in_stride;
+  const float* panels;
+  int k_size, n_size;
+  const float* bias;  // null: 0
+  float* out;
+  int out_stride;
+
+  Product from_row(int row) const {
+    Product rest = *this;
+    rest.in += static_cast<size_t>(row) * in_stride;
+    rest.out += static_cast<size_t>(row) * out_stride;
+    return rest;
+  }
+  Product from_panel(int panel) const {
+    Product rest = *this;
+    rest.panels += static_cast<size_t>(panel) * k_size * OUTPUTS;
+    rest.n_size -= panel * OUTPUTS;
+    rest.bias = bias ? bias + panel * OUTPUTS : nullptr;
+    rest.out += panel * OUTPUTS;
+    return rest;
+  }
+};
+
+// The first MR rows times the first NP panels, all sums in registers over the whole of k. Meanwhile the panel `ahead`
+// is fetched: weights come from beyond L2, and no hardware looks that far.
 template <int MR, int NP>
-inline void micro_kernel(const float* in, int in_stride, const float* panel, int k_size, int n_left, const float* bias,
-                         float* out, int out_stride) {
-  v8 acc[MR][2 * NP];
-#pragma GCC unroll 6
+inline void micro_kernel(const Product& p, const float* ahead) {
+  constexpr int WIDTH = NP * VECTORS;
+  vec acc[MR][WIDTH];
+#pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
-    for (int j = 0; j < 2 * NP; ++j) acc[m][j] = bias ? load8(bias + j * LANES) : v8{};
-  const size_t panel_size = static_cast<size_t>(k_size) * PANEL;
-  for (int k = 0; k < k_size; ++k) {
-    v8 weight[2 * NP];
+    for (int j = 0; j < WIDTH; ++j) acc[m][j] = p.bias ? load(p.bias + j * LANES) : vec{};
+  const int64_t panel_size = static_cast<int64_t>(p.k_size) * OUTPUTS, in_stride = p.in_stride;
+  const float *in = p.in, *weights = p.panels;
+  for (int k = 0; k < p.k_size; ++k, ++in, weights += OUTPUTS, ahead += OUTPUTS) {
+    __builtin_prefetch(ahead);
+    vec weight[WIDTH];
 #pragma GCC unroll 8
-    for (int j = 0; j < 2 * NP; ++j) weight[j] = load8(panel + (j / 2) * panel_size + k * PANEL + (j % 2) * LANES);
-#pragma GCC unroll 6
+    for (int j = 0; j < WIDTH; ++j) weight[j] = load(weights + j / VECTORS * panel_size + j % VECTORS * LANES);
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const v8 x = splat(in[static_cast<size_t>(m) * in_stride + k]);
+      const vec x = splat(in[m * in_stride]);
 #pragma GCC unroll 8
-      for (int j = 0; j < 2 * NP; ++j) acc[m][j] += x * weight[j];
+      for (int j = 0; j < WIDTH; ++j) acc[m][j] += x * weight[j];
     }
   }
-  if (n_left >= NP * PANEL) {
-#pragma GCC unroll 6
+  if (p.n_size >= NP * OUTPUTS) {
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
-      for (int j = 0; j < 2 * NP; ++j) store8(out + static_cast<size_t>(m) * out_stride + j * LANES, acc[m][j]);
+      for (int j = 0; j < WIDTH; ++j) store(p.out + static_cast<size_t>(m) * p.out_stride + j * LANES, acc[m][j]);
     return;
   }
-  float tile[MR][NP * PANEL];
-#pragma GCC unroll 6
+  float tile[MR][NP * OUTPUTS];
+#pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
-    for (int j = 0; j < 2 * NP; ++j) store8(tile[m] + j * LANES, acc[m][j]);
-  for (int m = 0; m < MR; ++m) std::memcpy(out + static_cast<size_t>(m) * out_stride, tile[m], n_left * sizeof(float));
+    for (int j = 0; j < WIDTH; ++j) store(tile[m] + j * LANES, acc[m][j]);
+  for (int m = 0; m < MR; ++m)
+    std::memcpy(p.out + static_cast<size_t>(m) * p.out_stride, tile[m], p.n_size * sizeof(float));
 }
 
-// One strip of MR rows over all panels, NP panels at a time (few rows: more panels, to keep enough sums in flight).
-template <int MR, int NP>
-inline void gemm_strip(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias,
-                       float* out, int out_stride) {
-  const int num_panels = round_up(n_size, PANEL) / PANEL;
-  int p = 0;
-  for (; p + NP <= num_panels; p += NP)
-    micro_kernel<MR, NP>(in, in_stride, panels + static_cast<size_t>(p) * PANEL * k_size, k_size, n_size - p * PANEL,
-                         bias ? bias + p * PANEL : nullptr, out + p * PANEL, out_stride);
-  for (; p < num_panels; ++p)
-    micro_kernel<MR, 1>(in, in_stride, panels + static_cast<size_t>(p) * PANEL * k_size, k_size, n_size - p * PANEL,
-                        bias ? bias + p * PANEL : nullptr, out + p * PANEL, out_stride);
+// Panels at a time for MR rows: eight sums in flight, for the latency of an addition, and two vectors of weights for
+// each input.
+constexpr int panels_for(int MR) {
+  int panels = 2 / VECTORS;
+  while (MR * panels * VECTORS < 8) panels *= 2;
+  return panels;
+}
+
+// `rows` rows, a multiple of MR. Panels outside: they stay in L1, the rows stream from L2.
+template <int MR, int NP = panels_for(MR)>
+void multiply_strips(const Product& product, int rows) {
+  const int num_panels = ceil_div(product.n_size, OUTPUTS);
+  int panel = 0;
+  for (; panel + NP <= num_panels; panel += NP)
+    for (int row = 0; row < rows; row += MR) {  // each strip fetches one of the next panels
+      const int next = std::min(panel + NP + row / MR, num_panels - 1);
+      micro_kernel<MR, NP>(product.from_panel(panel).from_row(row), product.from_panel(next).panels);
+    }
+  if constexpr (NP > 1)
+    if (panel < num_panels) multiply_strips<MR, NP - 1>(product.from_panel(panel), rows);
+}
+
+template <int MR = STRIP>
+void multiply_strips_of(int strip, const Product& product, int rows) {
+  if (strip == MR) return multiply_strips<MR>(product, rows);
+  if constexpr (MR > 1) multiply_strips_of<MR - 1>(strip, product, rows);
 }
 
 void gemm(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias, float* out,
           int out_stride, int rows) {
+  const Product product{in, in_stride, panels, k_size, n_size, bias, out, out_stride};
   const int full = rows / STRIP * STRIP;
-  // Panel by panel over all full strips: the panel stays in L1, the rows stream from L2.
-  for (int n = 0; full && n < n_size; n += PANEL)
-    for (int m = 0; m < full; m += STRIP)
-      micro_kernel<STRIP, 1>(in + static_cast<size_t>(m) * in_stride, in_stride,
-                             panels + static_cast<size_t>(n) * k_size, k_size, n_size - n, bias ? bias + n : nullptr,
-                             out + static_cast<size_t>(m) * out_stride + n, out_stride);
-  in += static_cast<size_t>(full) * in_stride;
-  out += static_cast<size_t>(full) * out_stride;
-  switch (rows - full) {
-    case 1: return gemm_strip<1, 4>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
-    case 2: return gemm_strip<2, 2>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
-    case 3: return gemm_strip<3, 2>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
-    case 4: return gemm_strip<4, 1>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
-    case 5: return gemm_strip<5, 1>(in, in_stride, panels, k_size, n_size, bias, out, out_stride);
+  if (full) multiply_strips<STRIP>(product, full);
+  if (rows > full) multiply_strips_of(rows - full, product.from_row(full), rows - full);
+}
+
+// The part of packed weights [num_total / 16][num_in][16] that holds outputs first .. first + num_out: the transpose.
+void pack(const float* weight, int64_t out_stride, int64_t in_stride, int num_out, int num_in, int first,
+          float* panels) {
+  for (int n = 0, width; n < num_out; n += width) {
+    const int lane = (first + n) % OUTPUTS;
+    width = std::min(OUTPUTS - lane, num_out - n);
+    const float* from = weight + n * out_stride;
+    float* to = panels + static_cast<size_t>((first + n) / OUTPUTS) * num_in * OUTPUTS + lane;
+    const auto copy = [&](auto width) {
+      for (int k = 0; k < num_in; ++k, from += in_stride, to += OUTPUTS)
+        for (int i = 0; i < width; ++i) to[i] = from[i * out_stride];
+    };
+    if (width == OUTPUTS)
+      copy(std::integral_constant<int, OUTPUTS>());
+    else
+      copy(width);
   }
 }
 
@@ -177,7 +231,7 @@ struct Workspace {
     expert_in.resize(m * model.hidden);
     expert_out.resize(m * model.hidden);
     scores.resize(static_cast<size_t>(4) * model.capacity);
-    router.resize(m * model.experts + 2 * round_up(model.experts, LANES));
+    router.resize(m * model.experts + 2 * model.experts);
     topk_idx.resize(m * model.top_k);
     topk_weight.resize(m * model.top_k);
     expert_rows.resize(m);
@@ -197,12 +251,12 @@ void rms_norm(const float* in, int in_stride, const float* weight, float eps, in
               int rows) {
   const int whole = size / LANES * LANES;
   for (int m = 0; m < rows; ++m, in += in_stride, out += out_stride) {
-    v8 squares{};
-    for (int d = 0; d < whole; d += LANES) squares += load8(in + d) * load8(in + d);
-    float sum = sum8(squares);
+    vec squares{};
+    for (int d = 0; d < whole; d += LANES) squares += load(in + d) * load(in + d);
+    float sum = sum_lanes(squares);
     for (int d = whole; d < size; ++d) sum += in[d] * in[d];
     const float scale = 1.0f / std::sqrt(sum / size + eps);
-    for (int d = 0; d < whole; d += LANES) store8(out + d, load8(weight + d) * (load8(in + d) * scale));
+    for (int d = 0; d < whole; d += LANES) store(out + d, load(weight + d) * (load(in + d) * scale));
     for (int d = whole; d < size; ++d) out[d] = weight[d] * (in[d] * scale);
   }
 }
@@ -224,94 +278,100 @@ inline void add_to(float* x, const float* y, size_t size) {
 
 // -- attention --------------------------------------------------------------------------------------------------------
 
-// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time.
+// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time. Fetches as much of the cache
+// `ahead`, which is read next: all of them together do not fit into L2.
 template <int NH>
-void attention_scores(const float* q, const float* cache, int latent, int num_blocks, float* scores, int stride) {
-  const size_t block_size = static_cast<size_t>(latent) * LANES;
+void attention_scores(const float* q, const float* cache, const float* ahead, int latent, int num_blocks, float* scores,
+                      int stride) {
+  const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   int block = 0;
   for (; block + 2 <= num_blocks; block += 2) {
     const float* keys = cache + block * block_size;
     v8 acc[NH][2] = {};
     for (int d = 0; d < latent; ++d) {
-      const v8 key0 = load8(keys + d * LANES), key1 = load8(keys + block_size + d * LANES);
+      __builtin_prefetch(ahead + block * block_size + d * 2 * POSITIONS);
+      const v8 key0 = load<v8>(keys + d * POSITIONS), key1 = load<v8>(keys + block_size + d * POSITIONS);
 #pragma GCC unroll 4
       for (int h = 0; h < NH; ++h) {
-        const v8 x = splat(q[h * latent + d]);
+        const v8 x = splat<v8>(q[h * latent + d]);
         acc[h][0] += x * key0;
         acc[h][1] += x * key1;
       }
     }
     for (int h = 0; h < NH; ++h) {
-      store8(scores + h * stride + block * LANES, acc[h][0]);
-      store8(scores + h * stride + (block + 1) * LANES, acc[h][1]);
+      store(scores + h * stride + block * POSITIONS, acc[h][0]);
+      store(scores + h * stride + (block + 1) * POSITIONS, acc[h][1]);
     }
   }
   if (block < num_blocks) {
     const float* keys = cache + block * block_size;
     v8 acc[NH] = {};
     for (int d = 0; d < latent; ++d)
-      for (int h = 0; h < NH; ++h) acc[h] += splat(q[h * latent + d]) * load8(keys + d * LANES);
-    for (int h = 0; h < NH; ++h) store8(scores + h * stride + block * LANES, acc[h]);
+      for (int h = 0; h < NH; ++h) acc[h] += splat<v8>(q[h * latent + d]) * load<v8>(keys + d * POSITIONS);
+    for (int h = 0; h < NH; ++h) store(scores + h * stride + block * POSITIONS, acc[h]);
   }
 }
 
 // In place softmax of the first `length` scores times `scale`; the rest of the last block becomes 0.
 void softmax(float* scores, int length, int num_blocks, float scale) {
-  for (int s = length; s < num_blocks * LANES; ++s) scores[s] = scores[0];  // a copy cannot change the maximum
-  v8 best = load8(scores);
+  for (int s = length; s < num_blocks * POSITIONS; ++s) scores[s] = scores[0];  // a copy cannot change the maximum
+  v8 best = load<v8>(scores);
   for (int b = 1; b < num_blocks; ++b) {
-    const v8 value = load8(scores + b * LANES);
+    const v8 value = load<v8>(scores + b * POSITIONS);
     best = value > best ? value : best;
   }
-  const float top = max8(best) * scale;
-  for (int b = 0; b < num_blocks; ++b) store8(scores + b * LANES, exp8(load8(scores + b * LANES) * scale - top));
-  for (int s = length; s < num_blocks * LANES; ++s) scores[s] = 0.0f;
+  const float top = max_lane(best) * scale;
+  for (int b = 0; b < num_blocks; ++b)
+    store(scores + b * POSITIONS, exp_lanes(load<v8>(scores + b * POSITIONS) * scale - top));
+  for (int s = length; s < num_blocks * POSITIONS; ++s) scores[s] = 0.0f;
   v8 sum{};
-  for (int b = 0; b < num_blocks; ++b) sum += load8(scores + b * LANES);
-  const float inverse = 1.0f / sum8(sum);
-  for (int b = 0; b < num_blocks; ++b) store8(scores + b * LANES, load8(scores + b * LANES) * inverse);
+  for (int b = 0; b < num_blocks; ++b) sum += load<v8>(scores + b * POSITIONS);
+  const float inverse = 1.0f / sum_lanes(sum);
+  for (int b = 0; b < num_blocks; ++b) store(scores + b * POSITIONS, load<v8>(scores + b * POSITIONS) * inverse);
 }
 
 // context[h][c] = sum_s probs[h][s] * cache[s][c] for NH heads, two latent dimensions at a time.
 template <int NH>
 void attention_context(const float* probs, int stride, const float* cache, int latent, int kv_rank, int num_blocks,
                        float* context) {
-  const size_t block_size = static_cast<size_t>(latent) * LANES;
+  const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   for (int c = 0; c < kv_rank; c += 2) {
-    const int second = c + 1 < kv_rank ? LANES : 0;
+    const int second = c + 1 < kv_rank ? POSITIONS : 0;
     v8 acc[NH][2] = {};
-    const float* values = cache + c * LANES;
+    const float* values = cache + c * POSITIONS;
     for (int block = 0; block < num_blocks; ++block, values += block_size) {
-      const v8 value0 = load8(values), value1 = load8(values + second);
+      const v8 value0 = load<v8>(values), value1 = load<v8>(values + second);
 #pragma GCC unroll 4
       for (int h = 0; h < NH; ++h) {
-        const v8 p = load8(probs + h * stride + block * LANES);
+        const v8 p = load<v8>(probs + h * stride + block * POSITIONS);
         acc[h][0] += p * value0;
         acc[h][1] += p * value1;
       }
     }
     for (int h = 0; h < NH; ++h) {
-      context[h * kv_rank + c] = sum8(acc[h][0]);
-      if (second) context[h * kv_rank + c + 1] = sum8(acc[h][1]);
+      context[h * kv_rank + c] = sum_lanes(acc[h][0]);
+      if (second) context[h * kv_rank + c + 1] = sum_lanes(acc[h][1]);
     }
   }
 }
 
 template <int NH>
-void attend_heads(const R1Model& model, const float* q, const float* cache, int length, float* scores, float* context) {
-  const int latent = model.kv_rank + model.rope, num_blocks = (length + LANES - 1) / LANES;
-  attention_scores<NH>(q, cache, latent, num_blocks, scores, model.capacity);
+void attend_heads(const R1Model& model, const float* q, const float* cache, const float* ahead, int length,
+                  float* scores, float* context) {
+  const int latent = model.kv_rank + model.rope, num_blocks = (length + POSITIONS - 1) / POSITIONS;
+  attention_scores<NH>(q, cache, ahead, latent, num_blocks, scores, model.capacity);
   for (int h = 0; h < NH; ++h) softmax(scores + h * model.capacity, length, num_blocks, model.attention_scaling);
   attention_context<NH>(scores, model.capacity, cache, latent, model.kv_rank, num_blocks, context);
 }
 
-void attend_row(const R1Model& model, const float* q, const float* cache, int length, float* scores, float* context) {
+void attend_row(const R1Model& model, const float* q, const float* cache, const float* next_cache, int length,
+                float* scores, float* context) {
   const int latent = model.kv_rank + model.rope;
   int h = 0;
   for (; h + 4 <= model.heads; h += 4)
-    attend_heads<4>(model, q + h * latent, cache, length, scores, context + h * model.kv_rank);
+    attend_heads<4>(model, q + h * latent, cache, next_cache, length, scores, context + h * model.kv_rank);
   for (; h < model.heads; ++h)
-    attend_heads<1>(model, q + h * latent, cache, length, scores, context + h * model.kv_rank);
+    attend_heads<1>(model, q + h * latent, cache, next_cache, length, scores, context + h * model.kv_rank);
 }
 
 inline float* cache_of(const R1Model& model, int layer, int slot) {
@@ -322,15 +382,15 @@ inline float* cache_of(const R1Model& model, int layer, int slot) {
 // Norm and rotate a row's new latent and key straight into its cache.
 void append_cache(const R1Model& model, const R1Layer& layer, int index, const float* kv, int slot, int position) {
   const int latent = model.kv_rank + model.rope, half = model.rope / 2;
-  const size_t block = static_cast<size_t>(position / LANES) * latent * LANES;
-  float* entry = cache_of(model, index, slot) + block + position % LANES;
+  const size_t block = static_cast<size_t>(position / POSITIONS) * latent * POSITIONS;
+  float* entry = cache_of(model, index, slot) + block + position % POSITIONS;
   float sum = 0.0f;
   for (int c = 0; c < model.kv_rank; ++c) sum += kv[c] * kv[c];
   const float scale = 1.0f / std::sqrt(sum / model.kv_rank + model.kv_eps);
-  for (int c = 0; c < model.kv_rank; ++c) entry[c * LANES] = layer.kv_norm[c] * (kv[c] * scale);
+  for (int c = 0; c < model.kv_rank; ++c) entry[c * POSITIONS] = layer.kv_norm[c] * (kv[c] * scale);
   rotate(kv + model.kv_rank, model.cos + static_cast<size_t>(position) * half,
          model.sin + static_cast<size_t>(position) * half, model.rope, model.rope_interleave,
-         entry + model.kv_rank * LANES, LANES);
+         entry + model.kv_rank * POSITIONS, POSITIONS);
 }
 
 // Adds the attention's output to ws.x.
@@ -349,8 +409,8 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
     q = ws.q.data();
     q_stride = q_size;
   }
-  const size_t key_panels = static_cast<size_t>(round_up(model.kv_rank, PANEL)) * model.nope;
-  const size_t value_panels = static_cast<size_t>(round_up(model.v_dim, PANEL)) * model.kv_rank;
+  const size_t key_panels = static_cast<size_t>(round_up(model.kv_rank, OUTPUTS)) * model.nope;
+  const size_t value_panels = static_cast<size_t>(round_up(model.v_dim, OUTPUTS)) * model.kv_rank;
   for (int h = 0; h < model.heads; ++h)
     gemm(q + h * head_dim, q_stride, layer.key_up + h * key_panels, model.nope, model.kv_rank, nullptr,
          ws.q_latent.data() + h * latent, model.heads * latent, rows);
@@ -364,7 +424,8 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
   }
   for (int m = 0; m < rows; ++m)
     attend_row(model, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
-               cache_of(model, index, slot[m]), position[m] + 1, ws.scores.data(),
+               cache_of(model, index, slot[m]), cache_of(model, index, slot[std::min(m + 1, rows - 1)]),
+               position[m] + 1, ws.scores.data(),
                ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
   const int o_size = model.heads * model.v_dim;
   for (int h = 0; h < model.heads; ++h)
@@ -380,18 +441,13 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
 void swiglu(const float* in, int hidden, const float* gate_up, const float* down, int inner, float* out, int rows,
             Workspace& ws) {
   gemm(in, hidden, gate_up, hidden, 2 * inner, nullptr, ws.gate_up.data(), 2 * inner, rows);
-  const int whole = inner / LANES * LANES;
   for (int m = 0; m < rows; ++m) {
     const float *gate = ws.gate_up.data() + static_cast<size_t>(m) * 2 * inner, *up = gate + inner;
     float* act = ws.act.data() + static_cast<size_t>(m) * inner;
-    for (int f = 0; f < whole; f += LANES) {
-      const v8 g = load8(gate + f);
-      store8(act + f, g / (1.0f + exp8(-g)) * load8(up + f));
-    }
-    if (whole < inner) {
-      const v8 g = load_upto(gate + whole, inner - whole);
-      store_upto(act + whole, g / (1.0f + exp8(-g)) * load_upto(up + whole, inner - whole), inner - whole);
-    }
+    for_each_vector(inner, [&](int64_t f, auto left) {
+      const vec g = load_upto(gate + f, left);
+      store_upto(act + f, g / (1.0f + exp_lanes(-g)) * load_upto(up + f, left), left);
+    });
   }
   gemm(ws.act.data(), inner, down, inner, hidden, nullptr, out, hidden, rows);
 }
@@ -435,8 +491,9 @@ void keep_best_groups(const R1Model& model, float* choice) {
 // DeepSeek-V3 eq. 12-16 for one row: sigmoid scores, the bias only in the choice.
 void route(const R1Model& model, const R1Layer& layer, const float* logits, float* scores, float* choice, int32_t* idx,
            float* weight) {
-  for (int e = 0; e < model.experts; e += LANES)
-    store_upto(scores + e, sigmoid8(load_upto(logits + e, model.experts - e)), model.experts - e);
+  for_each_vector<v8>(model.experts, [&](int64_t e, auto left) {
+    store_upto(scores + e, sigmoid_lanes(load_upto<v8>(logits + e, left)), left);
+  });
   for (int e = 0; e < model.experts; ++e) choice[e] = scores[e] + layer.router_bias[e];
   if (model.topk_group < model.n_group) keep_best_groups(model, choice);
   float sum = 0.0f;
@@ -454,14 +511,13 @@ void route(const R1Model& model, const R1Layer& layer, const float* logits, floa
 // Adds the routed experts' output for ws.normed to ws.x, expert by expert over the block's rows.
 void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
   const int hidden = model.hidden, inner = layer.moe_size;
-  float *scores = ws.router.data() + static_cast<size_t>(rows) * model.experts,
-        *choice = scores + round_up(model.experts, LANES);
+  float *scores = ws.router.data() + static_cast<size_t>(rows) * model.experts, *choice = scores + model.experts;
   gemm(ws.normed.data(), hidden, layer.router, hidden, model.experts, nullptr, ws.router.data(), model.experts, rows);
   for (int m = 0; m < rows; ++m)
     route(model, layer, ws.router.data() + static_cast<size_t>(m) * model.experts, scores, choice,
           ws.topk_idx.data() + m * model.top_k, ws.topk_weight.data() + m * model.top_k);
-  const size_t gate_up_size = static_cast<size_t>(round_up(2 * inner, PANEL)) * hidden;
-  const size_t down_size = static_cast<size_t>(round_up(hidden, PANEL)) * inner;
+  const size_t gate_up_size = static_cast<size_t>(round_up(2 * inner, OUTPUTS)) * hidden;
+  const size_t down_size = static_cast<size_t>(round_up(hidden, OUTPUTS)) * inner;
   for (int e = 0; e < model.experts; ++e) {
     int count = 0;
     for (int i = 0; i < rows * model.top_k; ++i) {
@@ -567,10 +623,10 @@ int inverse_cdf(const float* probs, int vocab, double uniform, std::vector<doubl
   double total = 0.0;
   for (int b = 0; b < num_blocks; ++b) {
     const int end = std::min(vocab, (b + 1) * SIZE);
-    v8 acc{};
+    vec acc{};
     int i = b * SIZE;
-    for (; i + LANES <= end; i += LANES) acc += load8(probs + i);
-    double sum = sum8(acc);
+    for (; i + LANES <= end; i += LANES) acc += load(probs + i);
+    double sum = sum_lanes(acc);
     for (; i < end; ++i) sum += probs[i];
     total += sums[b] = sum;
   }
@@ -596,22 +652,22 @@ int inverse_cdf(const float* probs, int vocab, double uniform, std::vector<doubl
 // Scales the logits in place; fills probs (unnormalised) and returns log sum exp, not finite if any logit is not.
 double scale_and_exp(float* logits, float* probs, int vocab, int padded, float temperature) {
   for (int i = vocab; i < padded; ++i) logits[i] = logits[0];
-  v8 best = splat(-std::numeric_limits<float>::infinity());
+  vec best = splat(-std::numeric_limits<float>::infinity());
   for (int i = 0; i < padded; i += LANES) {
-    const v8 scaled = load8(logits + i) / temperature;
-    store8(logits + i, scaled);
+    const vec scaled = load(logits + i) / temperature;
+    store(logits + i, scaled);
     best = scaled > best ? scaled : best;
   }
-  const float top = max8(best);
-  for (int i = 0; i < padded; i += LANES) store8(probs + i, exp8(load8(logits + i) - top));
+  const float top = max_lane(best);
+  for (int i = 0; i < padded; i += LANES) store(probs + i, exp_lanes(load(logits + i) - top));
   for (int i = vocab; i < padded; ++i) probs[i] = 0.0f;
   double total = 0.0;
-  v8 sum{};
+  vec sum{};
   for (int i = 0; i < padded; i += LANES) {
-    sum += load8(probs + i);
-    if (i % 64 == 56 || i + LANES == padded) {
-      total += sum8(sum);
-      sum = v8{};
+    sum += load(probs + i);
+    if ((i + LANES) % 64 == 0 || i + LANES == padded) {
+      total += sum_lanes(sum);
+      sum = vec{};
     }
   }
   return top + std::log(total);
@@ -623,8 +679,8 @@ void ban(const float* logits, float* probs, int vocab, int padded, const uint8_t
   for (int i = 0; i < vocab; ++i)
     if (!banned[i] && logits[i] > top) top = logits[i];
   for (int i = 0; i < padded; i += LANES) {
-    const v8 below = load8(logits + i) - top;
-    store8(probs + i, exp8(below > 0.0f ? v8{} : below));
+    const vec below = load(logits + i) - top;
+    store(probs + i, exp_lanes(below > 0.0f ? vec{} : below));
   }
   for (int i = 0; i < padded; ++i)
     if (i >= vocab || banned[i]) probs[i] = 0.0f;
@@ -710,6 +766,15 @@ void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests&
 }
 
 }  // namespace
+
+// Put weights [count][num_out][num_in], of any strides, into panels [count][num_total / 16][num_in][16] as outputs first ..
+// first + num_out.
+R1LAB_API void r1_pack(const float* weight, int64_t count_stride, int64_t out_stride, int64_t in_stride, int32_t count,
+                       int32_t num_out, int32_t num_in, int32_t first, int32_t num_total, float* panels) {
+  const size_t size = static_cast<size_t>(round_up(num_total, OUTPUTS)) * num_in;
+  for (int c = 0; c < count; ++c)
+    pack(weight + c * count_stride, out_stride, in_stride, num_out, num_in, first, panels + c * size);
+}
 
 // Sample num_steps times for each active request: a token without drafts, 1 to num_drafts + 1 tokens with. Threads share nothing: each takes a run of the requests
 // through all layers and all steps.

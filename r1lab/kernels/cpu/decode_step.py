@@ -172,7 +172,7 @@ class CpuDecoder:
         key_HNC, value_HWC = layer.kv_b.unflatten(0, (config.num_heads, -1)).split(sizes, 1)
         packed = {
             "input_norm": layer.input_norm,
-            "qkv_a": _pack(torch.cat([first, layer.kv_a])),
+            "qkv_a": _pack(first, layer.kv_a),
             "qkv_a_bias": _pack_bias([first_bias, layer.kv_a_bias], [len(first), len(layer.kv_a)]),
             "q_norm": layer.q_a_norm,
             "q_b": None if layer.q_a is None else _pack(layer.q_b),
@@ -182,7 +182,7 @@ class CpuDecoder:
             "o": _pack(layer.o),
             "o_bias": _pack_bias([layer.o_bias], [len(layer.o)]),
             "mlp_norm": layer.mlp_norm,
-            "mlp_gate_up": None if layer.mlp_gate is None else _pack(torch.cat([layer.mlp_gate, layer.mlp_up])),
+            "mlp_gate_up": None if layer.mlp_gate is None else _pack(layer.mlp_gate, layer.mlp_up),
             "mlp_down": None if layer.mlp_gate is None else _pack(layer.mlp_down),
             "router": None if layer.router is None else _pack(layer.router),
             "router_bias": None if layer.router is None else layer.router_bias,
@@ -195,11 +195,21 @@ class CpuDecoder:
         return _Layer(*pointers, mlp_size, moe_size)
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    """[.., out, in] -> [.., ceil(out / 16), in, 16], missing outputs 0."""
-    *_, num_out, num_in = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -num_out % PANEL))
-    return padded.unflatten(-2, (-1, PANEL)).transpose(-1, -2).contiguous()
+def _pack(*parts: torch.Tensor) -> torch.Tensor:
+    """Concatenated, [.., out, in] or [out, in] -> [.., ceil(out / 16), in, 16], missing outputs 0."""
+    parts_COI = [part if part.dim() == 3 else part[None] for part in parts]
+    count, _, num_in = parts_COI[0].shape
+    num_total = sum(part.shape[1] for part in parts_COI)
+    allocate = torch.zeros if num_total % PANEL else torch.empty
+    panels = allocate(count, -(-num_total // PANEL), num_in, PANEL)
+    first = 0
+    for part in parts_COI:
+        build.extension().r1_pack(
+            c_void_p(part.data_ptr()), *map(c_int64, part.stride()), *map(c_int32, (count, part.shape[1], num_in)),
+            c_int32(first), c_int32(num_total), c_void_p(panels.data_ptr()),
+        )  # fmt: skip
+        first += part.shape[1]
+    return panels
 
 
 def _pack_bias(biases: list[torch.Tensor | None], sizes: list[int]) -> torch.Tensor | None:

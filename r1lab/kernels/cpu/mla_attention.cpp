@@ -37,8 +37,8 @@ struct Sequence {
 void gather(const Rows& nope, int64_t nope_size, const Rows& rope, int64_t rope_size, int64_t first, int64_t rows,
             int64_t head, float* out, int64_t stride) {
     for (int64_t t = 0; t < rows; ++t) {
-        std::copy_n(nope.at(first + t, head), nope_size, out + t * stride);
-        if (rope_size) std::copy_n(rope.at(first + t, head), rope_size, out + t * stride + nope_size);
+        copy(nope.at(first + t, head), nope_size, out + t * stride);
+        if (rope_size) copy(rope.at(first + t, head), rope_size, out + t * stride + nope_size);
     }
 }
 
@@ -54,8 +54,8 @@ void scatter(const float* rows_of, int64_t stride, int64_t first, int64_t rows, 
              int64_t nope_size, float* rope, int64_t rope_size) {
     for (int64_t t = 0; t < rows; ++t) {
         const int64_t token = (first + t) * H + head;
-        std::copy_n(rows_of + t * stride, nope_size, nope + token * nope_size);
-        if (rope_size) std::copy_n(rows_of + t * stride + nope_size, rope_size, rope + token * rope_size);
+        copy(rows_of + t * stride, nope_size, nope + token * nope_size);
+        if (rope_size) copy(rows_of + t * stride + nope_size, rope_size, rope + token * rope_size);
     }
 }
 
@@ -79,87 +79,94 @@ R1LAB_INLINE void multiply_first_rows(const float* a, int64_t lda, int64_t rows,
     for (int64_t panel = 0; panel < num_panels; ++panel)
         for (int64_t row = 0; row < rows; row += TILE_ROWS)
             tile<false>(rows - row, a + row * lda, lda, panels + panel * packed_depth * PANEL, PANEL, depth,
-                        [&](int64_t i, v8 lo, v8 hi) { epilogue(row + i, panel * PANEL, lo, hi); });
+                        [&](int64_t i, vec lo, vec hi) { epilogue(row + i, panel * PANEL, lo, hi); });
+}
+
+// Calls body(j) for the vectors that hold the first `visible` scores; those behind them become -inf in the last vector
+// and, afterwards, 0 up to `width`, so that no vector is cut.
+template <class Body>
+R1LAB_INLINE void for_each_visible(float* scores, int64_t visible, int64_t width, const Body& body) {
+    const int64_t end = round_up(visible, LANES);
+    std::fill(scores + visible, scores + end, -INFINITY);
+    for (int64_t j = 0; j < end; j += LANES) body(j);
+    std::fill(scores + end, scores + width, 0.0f);
 }
 
 // Softmax of the first `visible` scores in place, zeros behind them up to `width`; returns log sum exp.
 float softmax_row(float* scores, int64_t visible, int64_t width, float scale, float* inverse_sum) {
-    v8 best8 = splat(-INFINITY);
-    for_each_8(visible, [&](int64_t j, auto left) {
-        const v8 score = load_upto(scores + j, left, -INFINITY);
-        best8 = score > best8 ? score : best8;
+    vec most = splat(-INFINITY);
+    for_each_visible(scores, visible, width, [&](int64_t j) {
+        const vec score = load(scores + j);
+        most = score > most ? score : most;
     });
-    const float best = max8(best8) * scale;
-    v8 sum = splat(0.0f);
-    for_each_8(visible, [&](int64_t j, auto left) {
-        const v8 weight = exp8(load_upto(scores + j, left, -INFINITY) * scale - best);
-        store_upto(scores + j, weight, left);
+    const float best = max_lane(most) * scale;
+    vec sum = splat(0.0f);
+    for_each_visible(scores, visible, width, [&](int64_t j) {
+        const vec weight = exp_lanes(load(scores + j) * scale - best);
+        store(scores + j, weight);
         sum += weight;
     });
-    std::fill(scores + visible, scores + width, 0.0f);
-    const float total = sum8(sum);
+    const float total = sum_lanes(sum);
     *inverse_sum = 1.0f / total;
     return best + std::log(total);
 }
 
 // The probabilities again, from the scores and their log-sum-exp.
 void probabilities_row(float* scores, int64_t visible, int64_t width, float scale, float lse) {
-    for_each_8(visible, [&](int64_t j, auto left) {
-        store_upto(scores + j, exp8(load_upto(scores + j, left) * scale - lse), left);
-    });
-    std::fill(scores + visible, scores + width, 0.0f);
+    for_each_visible(scores, visible, width,
+                     [&](int64_t j) { store(scores + j, exp_lanes(load(scores + j) * scale - lse)); });
 }
 
-R1LAB_INLINE void store_columns(float* row, v8 lo, v8 hi, int64_t n) {
+R1LAB_INLINE void store_columns(float* row, vec lo, vec hi, int64_t n) {
     store_upto(row, lo, n);
-    if (n > 8) store_upto(row + 8, hi, n - 8);
+    if (n > LANES) store_upto(row + LANES, hi, n - LANES);
 }
 
 float dot(const float* a, const float* b, int64_t size) {
-    v8 sum = splat(0.0f);
-    for_each_8(size, [&](int64_t i, auto left) { sum += load_upto(a + i, left) * load_upto(b + i, left); });
-    return sum8(sum);
+    vec sum = splat(0.0f);
+    for_each_vector(size, [&](int64_t i, auto left) { sum += load_upto(a + i, left) * load_upto(b + i, left); });
+    return sum_lanes(sum);
 }
 
-// A sequence's keys and values of one head, and room for one block of queries.
+// A sequence's keys and values of one head, and room for one block of queries. One for each thread, for sequences of up
+// to `longest` keys: allocating for each task would take longer than some tasks.
 struct HeadScratch {
-    HeadScratch(const Sizes& sizes, int64_t length)
-        : length(length),
-          key_panels(ceil_div(length, PANEL)),
-          query_stride(row_stride(sizes.D())),
-          score_stride(row_stride(length)),
-          keys(length * query_stride),
-          keys_transposed(key_panels * PANEL * sizes.D()),
+    HeadScratch(const Sizes& sizes, int64_t longest)
+        : query_stride(row_stride(sizes.D())),
+          score_stride(row_stride(longest)),
+          keys(longest * query_stride),
+          keys_transposed(round_up(longest, PANEL) * sizes.D()),
+          value_rows(longest * sizes.W),
+          value_panels(longest * round_up(sizes.W, PANEL)),
           queries(BLOCK * query_stride),
           scores(BLOCK * score_stride) {}
 
-    void load_keys(const Sizes& sizes, const Rows& k_nope, const Rows& k_pe, const Sequence& s, int64_t head) {
+    void load_keys(const Sizes& sizes, const Rows& k_nope, const Rows& k_pe, const Rows& v, const Sequence& s,
+                   int64_t head) {
         gather_keys(k_nope, sizes.N, k_pe, sizes.R, s, head, keys.get(), query_stride);
-        pack_transposed_panels(keys.get(), query_stride, length, sizes.D(), keys_transposed.get());
+        pack_transposed_panels(keys.get(), query_stride, s.num_keys(), sizes.D(), keys_transposed.get());
+        gather_keys(v, sizes.W, v, 0, s, head, value_rows.get(), sizes.W);
     }
 
     // Scores of the block's queries against the first `num_keys` keys.
     void multiply_keys(int64_t rows, int64_t num_keys, int64_t depth) {
         multiply_first_rows(queries.get(), query_stride, rows, keys_transposed.get(), ceil_div(num_keys, PANEL), depth,
-                            depth, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
-                                store8(scores.get() + i * score_stride + column, lo);
-                                store8(scores.get() + i * score_stride + column + 8, hi);
+                            depth, [&](int64_t i, int64_t column, vec lo, vec hi) {
+                                store(scores.get() + i * score_stride + column, lo);
+                                store(scores.get() + i * score_stride + column + LANES, hi);
                             });
     }
 
-    int64_t length, key_panels, query_stride, score_stride;
-    Scratch keys, keys_transposed, queries, scores;
+    int64_t query_stride, score_stride;
+    Scratch keys, keys_transposed, value_rows, value_panels, queries, scores;
 };
 
-void forward_head(const Sizes& sizes, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope, const Rows& k_pe,
-                  const Rows& v, const Sequence& s, int64_t head, float scale, float* out, float* lse) {
+void forward_head(HeadScratch& scratch, const Sizes& sizes, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope,
+                  const Rows& k_pe, const Rows& v, const Sequence& s, int64_t head, float scale, float* out,
+                  float* lse) {
     const int64_t length = s.num_keys(), first = s.first;
-    HeadScratch scratch(sizes, length);
-    scratch.load_keys(sizes, k_nope, k_pe, s, head);
-    const int64_t value_panels = ceil_div(sizes.W, PANEL);
-    Scratch value_rows(length * sizes.W), values(value_panels * PANEL * length);
-    gather_keys(v, sizes.W, v, 0, s, head, value_rows.get(), sizes.W);
-    pack_panels(value_rows.get(), sizes.W, length, sizes.W, values.get());
+    scratch.load_keys(sizes, k_nope, k_pe, v, s, head);
+    pack_panels(scratch.value_rows.get(), sizes.W, length, sizes.W, scratch.value_panels.get());
     float inverse_sum[BLOCK];
     for (int64_t start = 0; start < s.length; start += BLOCK) {
         const int64_t rows = std::min(BLOCK, s.length - start), seen = s.prefix_length + start, num_keys = seen + rows;
@@ -169,8 +176,9 @@ void forward_head(const Sizes& sizes, const Rows& q_nope, const Rows& q_pe, cons
             lse[(first + start + i) * sizes.H + head] =
                 softmax_row(scratch.scores.get() + i * scratch.score_stride, seen + i + 1,
                             round_up(num_keys, PANEL), scale, inverse_sum + i);
-        multiply_first_rows(scratch.scores.get(), scratch.score_stride, rows, values.get(), value_panels, length,
-                            num_keys, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+        multiply_first_rows(scratch.scores.get(), scratch.score_stride, rows, scratch.value_panels.get(),
+                            ceil_div(sizes.W, PANEL), length, num_keys,
+                            [&](int64_t i, int64_t column, vec lo, vec hi) {
                                 float* row = out + ((first + start + i) * sizes.H + head) * sizes.W + column;
                                 store_columns(row, lo * inverse_sum[i], hi * inverse_sum[i], sizes.W - column);
                             });
@@ -181,61 +189,79 @@ struct Gradients {
     float *q_nope, *q_pe, *k_nope, *k_pe, *v;  // contiguous; k_pe is [T, H, R] here, summed over the heads afterwards
 };
 
-void backward_head(const Sizes& sizes, const Rows& grad_out, const Rows& q_nope, const Rows& q_pe, const Rows& k_nope,
-                   const Rows& k_pe, const Rows& v, const float* out, const float* lse, const Sequence& s, int64_t head,
-                   float scale, const Gradients& gradients) {
-    const int64_t length = s.num_keys(), first = s.first;
-    HeadScratch scratch(sizes, length);
-    scratch.load_keys(sizes, k_nope, k_pe, s, head);
-    const int64_t D = sizes.D(), H = sizes.H, key_width = ceil_div(D, PANEL), value_stride = row_stride(sizes.W);
-    Scratch keys(key_width * PANEL * length), values_transposed(scratch.key_panels * PANEL * sizes.W);
-    pack_panels(scratch.keys.get(), scratch.query_stride, length, D, keys.get());
-    Scratch value_rows(length * sizes.W);
-    gather_keys(v, sizes.W, v, 0, s, head, value_rows.get(), sizes.W);
-    pack_transposed_panels(value_rows.get(), sizes.W, length, sizes.W, values_transposed.get());
-    Scratch grad_scores(BLOCK * scratch.score_stride), grad_outs(BLOCK * value_stride);
-    Scratch grad_queries(BLOCK * scratch.query_stride);
-    Scratch grad_keys(length * scratch.query_stride), grad_values(length * value_stride);
+struct BackwardScratch : HeadScratch {
+    BackwardScratch(const Sizes& sizes, int64_t longest)
+        : HeadScratch(sizes, longest),
+          value_stride(row_stride(sizes.W)),
+          key_panels(longest * round_up(sizes.D(), PANEL)),
+          values_transposed(round_up(longest, PANEL) * sizes.W),
+          grad_scores(BLOCK * score_stride),
+          grad_outs(BLOCK * value_stride),
+          grad_queries(BLOCK * query_stride),
+          grad_keys(longest * query_stride),
+          grad_values(longest * value_stride) {}
+
+    int64_t value_stride;
+    Scratch key_panels, values_transposed, grad_scores, grad_outs, grad_queries, grad_keys, grad_values;
+};
+
+void backward_head(BackwardScratch& scratch, const Sizes& sizes, const Rows& grad_out, const Rows& q_nope,
+                   const Rows& q_pe, const Rows& k_nope, const Rows& k_pe, const Rows& v, const float* out,
+                   const float* lse, const Sequence& s, int64_t head, float scale, const Gradients& gradients) {
+    const int64_t length = s.num_keys(), first = s.first, D = sizes.D(), H = sizes.H;
+    const int64_t value_stride = scratch.value_stride;
+    scratch.load_keys(sizes, k_nope, k_pe, v, s, head);
+    pack_panels(scratch.keys.get(), scratch.query_stride, length, D, scratch.key_panels.get());
+    pack_transposed_panels(scratch.value_rows.get(), sizes.W, length, sizes.W, scratch.values_transposed.get());
+    std::fill_n(scratch.grad_keys.get(), length * scratch.query_stride, 0.0f);
+    std::fill_n(scratch.grad_values.get(), length * value_stride, 0.0f);
     float delta[BLOCK];
     for (int64_t start = 0; start < s.length; start += BLOCK) {
         const int64_t rows = std::min(BLOCK, s.length - start), seen = s.prefix_length + start, num_keys = seen + rows;
-        float *probs = scratch.scores.get(), *grad = grad_scores.get();
+        float *probs = scratch.scores.get(), *grad = scratch.grad_scores.get();
         gather(q_nope, sizes.N, q_pe, sizes.R, first + start, rows, head, scratch.queries.get(), scratch.query_stride);
-        gather(grad_out, sizes.W, grad_out, 0, first + start, rows, head, grad_outs.get(), value_stride);
+        gather(grad_out, sizes.W, grad_out, 0, first + start, rows, head, scratch.grad_outs.get(), value_stride);
         scratch.multiply_keys(rows, num_keys, D);
         for (int64_t i = 0; i < rows; ++i) {
             const int64_t token = (first + start + i) * H + head;
             probabilities_row(probs + i * scratch.score_stride, seen + i + 1, round_up(num_keys, PANEL), scale,
                               lse[token]);
-            delta[i] = dot(grad_outs.get() + i * value_stride, out + token * sizes.W, sizes.W);
+            delta[i] = dot(scratch.grad_outs.get() + i * value_stride, out + token * sizes.W, sizes.W);
         }
         // grad of a score = p (grad_out . v - delta), delta = grad_out . out (FlashAttention, algorithm 4).
-        multiply_first_rows(grad_outs.get(), value_stride, rows, values_transposed.get(), ceil_div(num_keys, PANEL),
-                            sizes.W, sizes.W, [&](int64_t i, int64_t column, v8 lo, v8 hi) {
+        multiply_first_rows(scratch.grad_outs.get(), value_stride, rows, scratch.values_transposed.get(),
+                            ceil_div(num_keys, PANEL), sizes.W, sizes.W, [&](int64_t i, int64_t column, vec lo, vec hi) {
                                 const int64_t at = i * scratch.score_stride + column;
-                                store8(grad + at, load8(probs + at) * (lo - delta[i]) * scale);
-                                store8(grad + at + 8, load8(probs + at + 8) * (hi - delta[i]) * scale);
+                                store(grad + at, load(probs + at) * (lo - delta[i]) * scale);
+                                store(grad + at + LANES, load(probs + at + LANES) * (hi - delta[i]) * scale);
                             });
-        multiply_first_rows(grad, scratch.score_stride, rows, keys.get(), key_width, length, num_keys,
-                            [&](int64_t i, int64_t column, v8 lo, v8 hi) {
-                                store8(grad_queries.get() + i * scratch.query_stride + column, lo);
-                                store8(grad_queries.get() + i * scratch.query_stride + column + 8, hi);
+        multiply_first_rows(grad, scratch.score_stride, rows, scratch.key_panels.get(), ceil_div(D, PANEL), length,
+                            num_keys, [&](int64_t i, int64_t column, vec lo, vec hi) {
+                                store(scratch.grad_queries.get() + i * scratch.query_stride + column, lo);
+                                store(scratch.grad_queries.get() + i * scratch.query_stride + column + LANES, hi);
                             });
-        scatter(grad_queries.get(), scratch.query_stride, first + start, rows, H, head, gradients.q_nope, sizes.N,
-                gradients.q_pe, sizes.R);
+        scatter(scratch.grad_queries.get(), scratch.query_stride, first + start, rows, H, head, gradients.q_nope,
+                sizes.N, gradients.q_pe, sizes.R);
         add_transposed_product(grad, scratch.score_stride, num_keys, scratch.queries.get(), scratch.query_stride, D,
-                               rows, grad_keys.get(), scratch.query_stride);
-        add_transposed_product(probs, scratch.score_stride, num_keys, grad_outs.get(), value_stride, sizes.W, rows,
-                               grad_values.get(), value_stride);
+                               rows, scratch.grad_keys.get(), scratch.query_stride);
+        add_transposed_product(probs, scratch.score_stride, num_keys, scratch.grad_outs.get(), value_stride, sizes.W,
+                               rows, scratch.grad_values.get(), value_stride);
     }
-    scatter_keys(grad_keys.get(), scratch.query_stride, s, H, head, gradients.k_nope, sizes.N, gradients.k_pe, sizes.R);
-    scatter_keys(grad_values.get(), value_stride, s, H, head, gradients.v, sizes.W, nullptr, 0);
+    scatter_keys(scratch.grad_keys.get(), scratch.query_stride, s, H, head, gradients.k_nope, sizes.N, gradients.k_pe,
+                 sizes.R);
+    scatter_keys(scratch.grad_values.get(), value_stride, s, H, head, gradients.v, sizes.W, nullptr, 0);
 }
 
 Sequence sequence(const int32_t* cu_seqlens, const int32_t* prefix, int64_t b) {
     const int64_t p = prefix[b], prefix_first = p < 0 ? 0 : cu_seqlens[p];
     const int64_t prefix_length = p < 0 ? 0 : cu_seqlens[p + 1] - prefix_first;
     return {prefix_first, prefix_length, cu_seqlens[b], cu_seqlens[b + 1] - cu_seqlens[b]};
+}
+
+int64_t most_keys(const int32_t* cu_seqlens, const int32_t* prefix, int64_t B) {
+    int64_t most = 0;
+    for (int64_t b = 0; b < B; ++b) most = std::max(most, sequence(cu_seqlens, prefix, b).num_keys());
+    return most;
 }
 
 // Each sequence without a prefix, followed by those that have it as theirs.
@@ -268,10 +294,16 @@ R1LAB_API void r1lab_mla_attention(const float* const* inputs, const int64_t* st
                                    const int32_t* prefix, int64_t B, int64_t H, int64_t N, int64_t R, int64_t W,
                                    double scale, float* out, float* lse, int64_t num_threads) {
     R1LAB_ATTENTION_INPUTS
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
-    for (int64_t task = 0; task < B * H; ++task) {
-        const Sequence s = sequence(cu_seqlens, prefix, task / H);
-        forward_head(sizes, q_nope, q_pe, k_nope, k_pe, v, s, task % H, static_cast<float>(scale), out, lse);
+    const int64_t longest = most_keys(cu_seqlens, prefix, B);
+#pragma omp parallel num_threads(num_threads)
+    {
+        HeadScratch scratch(sizes, longest);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < B * H; ++task) {
+            const Sequence s = sequence(cu_seqlens, prefix, task / H);
+            forward_head(scratch, sizes, q_nope, q_pe, k_nope, k_pe, v, s, task % H, static_cast<float>(scale), out,
+                         lse);
+        }
     }
 }
 
@@ -285,11 +317,16 @@ R1LAB_API void r1lab_mla_attention_backward(const float* grad_out, const float* 
     const Gradients grads{gradients[0], gradients[1], gradients[2], grad_k_pe.get(), gradients[4]};
     const Rows grad_rows{grad_out, H * W, W};
     const std::vector<std::vector<int64_t>> tasks = families(prefix, B);
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
-    for (int64_t task = 0; task < static_cast<int64_t>(tasks.size()) * H; ++task)
-        for (const int64_t b : tasks[task / H])
-            backward_head(sizes, grad_rows, q_nope, q_pe, k_nope, k_pe, v, out, lse, sequence(cu_seqlens, prefix, b),
-                          task % H, static_cast<float>(scale), grads);
+    const int64_t longest = most_keys(cu_seqlens, prefix, B);
+#pragma omp parallel num_threads(num_threads)
+    {
+        BackwardScratch scratch(sizes, longest);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < static_cast<int64_t>(tasks.size()) * H; ++task)
+            for (const int64_t b : tasks[task / H])
+                backward_head(scratch, sizes, grad_rows, q_nope, q_pe, k_nope, k_pe, v, out, lse,
+                              sequence(cu_seqlens, prefix, b), task % H, static_cast<float>(scale), grads);
+    }
     for (int64_t t = 0; t < T; ++t) {
         float* total = gradients[3] + t * R;
         std::copy_n(grads.k_pe + t * H * R, R, total);

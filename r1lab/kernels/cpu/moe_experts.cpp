@@ -14,7 +14,7 @@
 namespace r1lab {
 namespace {
 
-constexpr int64_t MAX_ROWS = 132;              // rows of one expert multiplied at once: scratch stays within L2
+constexpr int64_t MAX_ROWS = 22 * TILE_ROWS;   // rows of one expert multiplied at once: scratch stays within L2
 constexpr int64_t MAX_BLOCK = 528;             // tokens a task
 constexpr int64_t MAX_SLICES = 8;              // accumulators of weight gradients
 constexpr int64_t SLICE_TOKENS = 512;          // fewest tokens worth an accumulator of their own
@@ -24,7 +24,7 @@ struct Shape {
     int64_t T, D, E, F, K;
     int64_t d_panels() const { return ceil_div(D, PANEL); }
     int64_t f_panels() const { return ceil_div(F, PANEL); }
-    int64_t gate_up_panels() const { return ceil_div(F, 8); }
+    int64_t gate_up_panels() const { return ceil_div(F, LANES); }
     int64_t block() const { return std::clamp<int64_t>(ceil_div(T, 8), 32, MAX_BLOCK); }
 };
 
@@ -52,14 +52,14 @@ class SortedPairs {
     std::vector<int64_t> ends_, pairs_;
 };
 
-// Panels of transpose(gate_up): 8 columns of gate beside the same 8 of up, so that a tile ends with both in registers.
+// Panels of transpose(gate_up): a vector of gate beside the same columns of up, so that a tile ends with both in registers.
 void pack_gate_up(const float* gate_up, const Shape& s, float* panels) {
-    for (int64_t f = 0; f < s.F; f += 8, panels += s.D * PANEL)
-        for (int64_t j = 0; j < 8; ++j)
+    for (int64_t f = 0; f < s.F; f += LANES, panels += s.D * PANEL)
+        for (int64_t j = 0; j < LANES; ++j)
             for (int64_t d = 0; d < s.D; ++d) {
                 const bool is_inside = f + j < s.F;
                 panels[d * PANEL + j] = is_inside ? gate_up[(f + j) * s.D + d] : 0.0f;
-                panels[d * PANEL + 8 + j] = is_inside ? gate_up[(s.F + f + j) * s.D + d] : 0.0f;
+                panels[d * PANEL + LANES + j] = is_inside ? gate_up[(s.F + f + j) * s.D + d] : 0.0f;
             }
 }
 
@@ -72,7 +72,7 @@ void gather(const float* source, const Shape& s, const int64_t* pairs, int64_t r
 template <class Scale>
 void scatter_product(const float* a, int64_t lda, int64_t rows, const float* panels, int64_t depth, const Shape& s,
                      const int64_t* pairs, const Scale& scale, float* out_TD) {
-    multiply_panels(a, lda, rows, panels, s.d_panels(), depth, [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
+    multiply_panels(a, lda, rows, panels, s.d_panels(), depth, [&](int64_t row, int64_t panel, vec lo, vec hi) {
         float* out = out_TD + pairs[row] / s.K * s.D + panel * PANEL;
         const float factor = scale(pairs[row]);
         add_upto(out, factor * lo, factor * hi, s.D - panel * PANEL);
@@ -82,11 +82,11 @@ void scatter_product(const float* a, int64_t lda, int64_t rows, const float* pan
 // hidden = silu(gate) * up for the rows; keeps gate and up of each pair in `kept` when that is not null.
 void gate_up_product(const float* x, int64_t ldx, int64_t rows, const float* panels, const Shape& s,
                      const int64_t* pairs, float* hidden, int64_t ldh, float* kept) {
-    multiply_panels(x, ldx, rows, panels, s.gate_up_panels(), s.D, [&](int64_t row, int64_t panel, v8 gate, v8 up) {
-        store8(hidden + row * ldh + panel * 8, gate * up * sigmoid8(gate));
+    multiply_panels(x, ldx, rows, panels, s.gate_up_panels(), s.D, [&](int64_t row, int64_t panel, vec gate, vec up) {
+        store(hidden + row * ldh + panel * LANES, gate * up * sigmoid_lanes(gate));
         if (kept == nullptr) return;
-        const int64_t left = s.F - panel * 8;
-        float* out = kept + pairs[row] * 2 * s.F + panel * 8;
+        const int64_t left = s.F - panel * LANES;
+        float* out = kept + pairs[row] * 2 * s.F + panel * LANES;
         store_upto(out, gate, left);
         store_upto(out + s.F, up, left);
     });
@@ -96,17 +96,17 @@ void gate_up_product(const float* x, int64_t ldx, int64_t rows, const float* pan
 // up and the weighted hidden (for the gradient of down). Returns the gradient of the routing weight.
 float swiglu_backward_row(const float* kept, const float* grad_hidden, float weight, int64_t F, float* grad_gate_up,
                           float* weighted_hidden) {
-    v8 dot = splat(0.0f);
-    for_each_8(F, [&](int64_t f, auto left) {
-        const v8 gate = load_upto(kept + f, left), up = load_upto(kept + F + f, left);
-        const v8 grad = load_upto(grad_hidden + f, left);
-        const v8 sigmoid = sigmoid8(gate), silu = gate * sigmoid, hidden = silu * up;
+    vec dot = splat(0.0f);
+    for_each_vector(F, [&](int64_t f, auto left) {
+        const vec gate = load_upto(kept + f, left), up = load_upto(kept + F + f, left);
+        const vec grad = load_upto(grad_hidden + f, left);
+        const vec sigmoid = sigmoid_lanes(gate), silu = gate * sigmoid, hidden = silu * up;
         dot += grad * hidden;
         store_upto(weighted_hidden + f, weight * hidden, left);
         store_upto(grad_gate_up + f, weight * grad * up * (sigmoid + silu * (1.0f - sigmoid)), left);
         store_upto(grad_gate_up + F + f, weight * grad * silu, left);
     });
-    return sum8(dot);
+    return sum_lanes(dot);
 }
 
 int64_t find_bad_index(const int64_t* topk_idx, int64_t size, int64_t num_experts) {
@@ -138,10 +138,10 @@ struct Backward {
             SortedPairs(s, topk_idx, token, end).for_each_group([&](int64_t e, const int64_t* pairs, int64_t rows) {
                 gather(grad_y, s, pairs, rows, grad_y_rows.get(), ld_d);
                 multiply_panels(grad_y_rows.get(), ld_d, rows, down_panels + e * down_floats(), s.f_panels(), s.D,
-                                [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
+                                [&](int64_t row, int64_t panel, vec lo, vec hi) {
                                     float* out = grad_hidden.get() + row * ld_f + panel * PANEL;
-                                    store8(out, lo);
-                                    store8(out + 8, hi);
+                                    store(out, lo);
+                                    store(out + LANES, hi);
                                 });
                 for (int64_t row = 0; row < rows; ++row)
                     grad_weights[pairs[row]] = swiglu_backward_row(

@@ -64,7 +64,8 @@ class Router {
 };
 
 void sigmoid_row(const float* logits, int64_t n, float* scores) {
-    for_each_8(n, [&](int64_t e, auto left) { store_upto(scores + e, sigmoid8(load_upto(logits + e, left)), left); });
+    for_each_vector<v8>(
+        n, [&](int64_t e, auto left) { store_upto(scores + e, sigmoid_lanes(load_upto<v8>(logits + e, left)), left); });
 }
 
 }  // namespace

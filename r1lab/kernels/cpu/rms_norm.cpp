@@ -11,13 +11,13 @@ constexpr int64_t ROWS_PER_PARTIAL = 256;  // rows summed into one partial gradi
 // grad_x of one row; adds grad_y * x / rms to grad_weight.
 void backward_row(const float* grad_y, const float* x, const float* weight, float inverse_rms, int64_t D, float* grad_x,
                   float* grad_weight) {
-    v8 dot8 = splat(0.0f);
-    for_each_8(D, [&](int64_t d, auto left) {
-        dot8 += load_upto(grad_y + d, left) * load_upto(weight + d, left) * load_upto(x + d, left);
+    vec dots = splat(0.0f);
+    for_each_vector(D, [&](int64_t d, auto left) {
+        dots += load_upto(grad_y + d, left) * load_upto(weight + d, left) * load_upto(x + d, left);
     });
-    const float x_scale = sum8(dot8) * inverse_rms * inverse_rms * inverse_rms / static_cast<float>(D);
-    for_each_8(D, [&](int64_t d, auto left) {
-        const v8 grad = load_upto(grad_y + d, left), value = load_upto(x + d, left);
+    const float x_scale = sum_lanes(dots) * inverse_rms * inverse_rms * inverse_rms / static_cast<float>(D);
+    for_each_vector(D, [&](int64_t d, auto left) {
+        const vec grad = load_upto(grad_y + d, left), value = load_upto(x + d, left);
         store_upto(grad_x + d, inverse_rms * grad * load_upto(weight + d, left) - x_scale * value, left);
         store_upto(grad_weight + d, load_upto(grad_weight + d, left) + grad * value * inverse_rms, left);
     });
@@ -35,13 +35,13 @@ R1LAB_API void r1lab_rms_norm(const float* x, int64_t x_stride, const float* wei
     for (int64_t row = 0; row < N; ++row) {
         const float* x_row = x + row * x_stride;
         float* y_row = y + row * D;
-        v8 squares = splat(0.0f);
-        for_each_8(D, [&](int64_t d, auto left) {
-            const v8 value = load_upto(x_row + d, left);
+        vec squares = splat(0.0f);
+        for_each_vector(D, [&](int64_t d, auto left) {
+            const vec value = load_upto(x_row + d, left);
             squares += value * value;
         });
-        const float inverse = 1.0f / std::sqrt(sum8(squares) / static_cast<float>(D) + static_cast<float>(eps));
-        for_each_8(D, [&](int64_t d, auto left) {
+        const float inverse = 1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(D) + static_cast<float>(eps));
+        for_each_vector(D, [&](int64_t d, auto left) {
             store_upto(y_row + d, load_upto(x_row + d, left) * inverse * load_upto(weight + d, left), left);
         });
         inverse_rms[row] = inverse;

@@ -12,7 +12,8 @@
 namespace r1lab {
 namespace {
 
-constexpr int64_t MAX_ROWS = 48;
+constexpr int64_t MAX_ROWS = 48;  // whole tiles
+static_assert(MAX_ROWS % TILE_ROWS == 0);
 constexpr int64_t VOCAB_CHUNK = 512;
 constexpr int64_t MAX_SLICES = 8;              // accumulators of grad_head
 constexpr int64_t SLICE_ROWS = 512;            // fewest rows worth an accumulator of their own
@@ -22,9 +23,9 @@ constexpr int64_t MAX_SLICE_FLOATS = 1 << 26;  // all accumulators together: 256
 void logits_product(const float* hidden, int64_t ldh, int64_t rows, const float* panels, int64_t columns, int64_t D,
                     float scale, float* out, int64_t ld) {
     const int64_t num_panels = ceil_div(columns, PANEL);
-    multiply_panels(hidden, ldh, rows, panels, num_panels, D, [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
-        store8(out + row * ld + panel * PANEL, lo * scale);
-        store8(out + row * ld + panel * PANEL + 8, hi * scale);
+    multiply_panels(hidden, ldh, rows, panels, num_panels, D, [&](int64_t row, int64_t panel, vec lo, vec hi) {
+        store(out + row * ld + panel * PANEL, lo * scale);
+        store(out + row * ld + panel * PANEL + LANES, hi * scale);
     });
 }
 
@@ -34,23 +35,23 @@ struct RunningSoftmax {
 
     void add(const float* logits, int64_t n) {
         const float lowest = -1e30f;
-        v8 best = splat(lowest);
-        for_each_8(n, [&](int64_t v, auto left) {
-            const v8 l = load_upto(logits + v, left, lowest);
+        vec best = splat(lowest);
+        for_each_vector(n, [&](int64_t v, auto left) {
+            const vec l = load_upto(logits + v, left, lowest);
             best = l > best ? l : best;
         });
-        const float new_max = std::max(max, max8(best));
+        const float new_max = std::max(max, max_lane(best));
         if (new_max > max) rescale(new_max);
-        v8 sum8s = splat(0.0f), weighted8s = splat(0.0f);
-        for_each_8(n, [&](int64_t v, auto left) {
-            v8 shifted = load_upto(logits + v, left, lowest) - max;
+        vec sums = splat(0.0f), weighted_sums = splat(0.0f);
+        for_each_vector(n, [&](int64_t v, auto left) {
+            vec shifted = load_upto(logits + v, left, lowest) - max;
             shifted = shifted < lowest ? splat(lowest) : shifted;  // a logit of -inf adds 0, not 0 * -inf
-            const v8 weight = exp8(shifted);
-            sum8s += weight;
-            weighted8s += weight * shifted;
+            const vec weight = exp_lanes(shifted);
+            sums += weight;
+            weighted_sums += weight * shifted;
         });
-        sum += sum8(sum8s);
-        weighted += sum8(weighted8s);
+        sum += sum_lanes(sums);
+        weighted += sum_lanes(weighted_sums);
     }
 
     float log_sum_exp() const { return max + std::log(sum); }
@@ -109,8 +110,8 @@ struct Backward {
     // logits -> their gradient, in place: grad_logp * (onehot - softmax) / temperature.
     void differentiate_row(int64_t token, int64_t start, int64_t width, float* logits) const {
         const float factor = grad_logps[token] * p.inverse_temperature, row_lse = lse[token];
-        for_each_8(width, [&](int64_t v, auto left) {
-            store_upto(logits + v, -factor * exp8(load_upto(logits + v, left) - row_lse), left);
+        for_each_vector(width, [&](int64_t v, auto left) {
+            store_upto(logits + v, -factor * exp_lanes(load_upto(logits + v, left) - row_lse), left);
         });
         const int64_t target = p.targets[token] - start;
         if (target >= 0 && target < width) logits[target] += factor;
@@ -130,7 +131,7 @@ struct Backward {
             for (int64_t row = 0; row < rows; ++row) differentiate_row(tokens[row], start, width, logits + row * ld_v);
             if (grad_hidden)
                 multiply_panels(logits, ld_v, rows, head_panels + chunk * head_chunk_floats(), ceil_div(p.D, PANEL),
-                                width, [&](int64_t row, int64_t panel, v8 lo, v8 hi) {
+                                width, [&](int64_t row, int64_t panel, vec lo, vec hi) {
                                     const int64_t column = panel * PANEL;
                                     add_upto(grad_hidden + tokens[row] * p.D + column, lo, hi, p.D - column);
                                 });
