@@ -5,6 +5,9 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 LAUNCH := $(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export OMP_NUM_THREADS ?= $(shell nproc)
+# How long a thread of OpenMP spins before it sleeps, about 0.1 ms: by default as long as a whole region of ours takes, on
+# a core that another job could use.
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: r1-zero countdown program r1 distill pretrain test notebooks install clean
 

@@ -80,9 +80,10 @@ def build_fma_peak():
     library = Path(folder) / "fma_peak.so"
     source = Path(__file__).with_name("fma_peak.cpp")
     subprocess.run(["g++", "-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    function = ctypes.CDLL(str(library)).fma_peak
-    function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_float
-    return partial(function, 1_000_000), 1_000_000 * 12 * 8 * 2
+    peak = ctypes.CDLL(str(library))
+    peak.fma_peak.argtypes, peak.fma_peak.restype = [ctypes.c_int64], ctypes.c_float
+    peak.operations_of_iteration.restype = ctypes.c_int64
+    return partial(peak.fma_peak, 1_000_000), 1_000_000 * peak.operations_of_iteration()
 
 
 def rates(seconds: dict[str, float], amount: float) -> dict[str, float]:

@@ -125,14 +125,14 @@ R1LAB_INLINE V sigmoid_lanes(V x) {
 R1LAB_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 R1LAB_INLINE int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
 
-// Zeroed, 64-byte aligned floats.
+// 64-byte aligned floats; zeroed unless whoever uses them writes all first (and does so in parallel).
 class Scratch {
   public:
-    explicit Scratch(int64_t size) {
+    explicit Scratch(int64_t size, bool is_zeroed = true) {
         size_t bytes = static_cast<size_t>(round_up(std::max<int64_t>(size, 1), 16)) * sizeof(float);
         data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
         if (data_ == nullptr) std::abort();
-        std::memset(data_, 0, bytes);
+        if (is_zeroed) std::memset(data_, 0, bytes);
     }
     ~Scratch() { std::free(data_); }
     Scratch(const Scratch&) = delete;
@@ -144,16 +144,16 @@ class Scratch {
 };
 
 // ---- Matrix product -------------------------------------------------------------------------------------------------
-// C[m, n] = sum_k A[m, k] B[k, n], TILE_ROWS rows by PANEL columns of C, two vectors, at a time. With AVX2's 16 registers
-// 6 x 2 sums, 2 of B and a broadcast of A; AVX-512 has room for more rows, but eight keep both of its units busy, and
-// they divide the usual sizes. Tiles at the bottom edge compute all their rows and drop what lies beyond, so A must be
-// readable (any content) up to a multiple of TILE_ROWS rows: scratch matrices are cut that way.
+// C[m, n] = sum_k A[m, k] B[k, n], TILE_ROWS rows by PANEL columns of C, two vectors, at a time: 6 x 2 sums, 2 of B and
+// a broadcast of A fill the 16 registers of AVX2. AVX-512 has room for more than 8 rows, but 8 keep both of its units
+// busy and divide the usual sizes. Tiles at the bottom edge compute all their rows and drop what lies beyond, so A must
+// be readable (any content) up to a multiple of TILE_ROWS rows: scratch matrices are cut that way.
 
 constexpr int TILE_ROWS = LANES == 16 ? 8 : 6;
 constexpr int PANEL = 2 * LANES;
 
-// Row stride of a scratch matrix: whole panels, plus 16 so that the rows of a column panel do not all fall into the same
-// few L1 sets (power-of-two strides would).
+// Row stride of a scratch matrix: whole panels, plus 16 so that the rows of a column panel do not all fall into the
+// same few L1 sets (power-of-two strides would).
 R1LAB_INLINE int64_t row_stride(int64_t columns) { return round_up(columns, PANEL) + 16; }
 
 // out[i] = row i of the tile. A's element (i, k) is a[i * lda + k], or a[k * lda + i] when TRANSPOSED. Never inlined:
@@ -191,7 +191,7 @@ R1LAB_INLINE void tile(int64_t rows, const float* a, int64_t lda, const float* b
     for (int64_t i = 0; i < std::min<int64_t>(rows, TILE_ROWS); ++i) epilogue(i, out[i][0], out[i][1]);
 }
 
-// A [rows, depth] times packed panels of B [depth, PANEL each]; epilogue(row, panel, lo, hi) takes each row of a panel.
+// A [rows, depth] times packed panels of B [depth, PANEL each]; epilogue(row, panel, lo, hi) takes a panel's row.
 template <class Epilogue>
 R1LAB_INLINE void multiply_panels(const float* a, int64_t lda, int64_t rows, const float* panels, int64_t num_panels,
                                   int64_t depth, const Epilogue& epilogue) {

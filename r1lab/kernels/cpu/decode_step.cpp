@@ -767,8 +767,8 @@ void decode_share(const R1Model& model, const R1Sampling& how, const R1Requests&
 
 }  // namespace
 
-// Put weights [count][num_out][num_in], of any strides, into panels [count][num_total / 16][num_in][16] as outputs first ..
-// first + num_out.
+// Put weights [count][num_out][num_in], of any strides, into panels [count][num_total / 16][num_in][16], as outputs
+// first .. first + num_out.
 R1LAB_API void r1_pack(const float* weight, int64_t count_stride, int64_t out_stride, int64_t in_stride, int32_t count,
                        int32_t num_out, int32_t num_in, int32_t first, int32_t num_total, float* panels) {
   const size_t size = static_cast<size_t>(round_up(num_total, OUTPUTS)) * num_in;
@@ -776,8 +776,8 @@ R1LAB_API void r1_pack(const float* weight, int64_t count_stride, int64_t out_st
     pack(weight + c * count_stride, out_stride, in_stride, num_out, num_in, first, panels + c * size);
 }
 
-// Sample num_steps times for each active request: a token without drafts, 1 to num_drafts + 1 tokens with. Threads share nothing: each takes a run of the requests
-// through all layers and all steps.
+// Sample num_steps times for each active request: a token without drafts, 1 to num_drafts + 1 tokens with. Threads
+// share nothing: each takes a run of the requests through all layers and all steps.
 R1LAB_API void r1_decode(const R1Model* model, const R1Sampling* sampling, const R1Requests* requests,
                           const int32_t* active, int32_t num_active, int32_t num_steps, int32_t num_drafts,
                           int32_t num_threads) {

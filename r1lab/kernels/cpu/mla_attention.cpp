@@ -1,8 +1,8 @@
 // Causal attention over the expanded heads of MLA, forward and backward (reference/mla_attention.py says what it
 // computes).
 //
-// One task is one head of one sequence (backward: of a sequence and of all that have it as prefix, in order): nothing in
-// it depends on the other sequences or on the number of threads. Keys and values, a prefix's before a sequence's own,
+// One task is one head of one sequence (backward: of a sequence and of all that have it as prefix, in order): nothing
+// in it depends on the other sequences or on the number of threads. Keys and values, a prefix's before a sequence's own,
 // are packed into panels once; blocks of queries then pass over the keys they may see, so the scores of a block never
 // leave the cache. The backward computes the probabilities again from the saved log-sum-exp. A key is [nope; rope]: the
 // two parts lie in different tensors and are put side by side here, never in memory outside.
@@ -230,7 +230,8 @@ void backward_head(BackwardScratch& scratch, const Sizes& sizes, const Rows& gra
         }
         // grad of a score = p (grad_out . v - delta), delta = grad_out . out (FlashAttention, algorithm 4).
         multiply_first_rows(scratch.grad_outs.get(), value_stride, rows, scratch.values_transposed.get(),
-                            ceil_div(num_keys, PANEL), sizes.W, sizes.W, [&](int64_t i, int64_t column, vec lo, vec hi) {
+                            ceil_div(num_keys, PANEL), sizes.W, sizes.W,
+                            [&](int64_t i, int64_t column, vec lo, vec hi) {
                                 const int64_t at = i * scratch.score_stride + column;
                                 store(grad + at, load(probs + at) * (lo - delta[i]) * scale);
                                 store(grad + at + LANES, load(probs + at + LANES) * (hi - delta[i]) * scale);

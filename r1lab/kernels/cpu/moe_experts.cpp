@@ -52,7 +52,8 @@ class SortedPairs {
     std::vector<int64_t> ends_, pairs_;
 };
 
-// Panels of transpose(gate_up): a vector of gate beside the same columns of up, so that a tile ends with both in registers.
+// Panels of transpose(gate_up): a vector of gate beside the same columns of up, so that a tile ends with both in
+// registers.
 void pack_gate_up(const float* gate_up, const Shape& s, float* panels) {
     for (int64_t f = 0; f < s.F; f += LANES, panels += s.D * PANEL)
         for (int64_t j = 0; j < LANES; ++j)
@@ -185,7 +186,7 @@ R1LAB_API int64_t r1lab_moe_experts(const float* x, const int64_t* topk_idx, con
     const int64_t bad = find_bad_index(topk_idx, T * K, E);
     if (bad >= 0) return bad;
     const int64_t gate_up_floats = s.gate_up_panels() * PANEL * D, down_floats = s.d_panels() * PANEL * F;
-    Scratch gate_up_panels(E * gate_up_floats), down_panels(E * down_floats);
+    Scratch gate_up_panels(E * gate_up_floats, false), down_panels(E * down_floats, false);
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp for schedule(static)
@@ -220,16 +221,13 @@ R1LAB_API void r1lab_moe_experts_backward(const float* grad_y, const float* x, c
                                           int64_t num_threads) {
     const Shape s{T, D, E, F, K};
     Backward backward{s, grad_y, x, topk_weights, kept, topk_idx, nullptr, nullptr, grad_x, grad_weights};
-    Scratch down_panels(E * backward.down_floats()), gate_up_panels(E * backward.gate_up_floats());
+    Scratch down_panels(E * backward.down_floats(), false), gate_up_panels(E * backward.gate_up_floats(), false);
     backward.down_panels = down_panels.get();
     backward.gate_up_panels = gate_up_panels.get();
     const int64_t gate_up_size = grad_gate_up ? E * 2 * F * D : 0, down_size = grad_down ? E * D * F : 0;
     const int64_t num_slices = count_slices(s, gate_up_size + down_size > 0);
     const int64_t num_extra = gate_up_size + down_size > 0 ? num_slices - 1 : 0;
-    // Slice 0 adds straight into the outputs.
-    Scratch gate_up_slices(num_extra * gate_up_size), down_slices(num_extra * down_size);
-    std::fill_n(grad_gate_up, gate_up_size, 0.0f);
-    std::fill_n(grad_down, down_size, 0.0f);
+    Scratch gate_up_slices(num_extra * gate_up_size, false), down_slices(num_extra * down_size, false);
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp for schedule(static)
@@ -238,11 +236,16 @@ R1LAB_API void r1lab_moe_experts_backward(const float* grad_y, const float* x, c
             pack_panels(gate_up + e * 2 * F * D, D, 2 * F, D, gate_up_panels.get() + e * backward.gate_up_floats());
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t slice = 0; slice < num_slices; ++slice)
-            backward.run_tokens(
-                T * slice / num_slices, T * (slice + 1) / num_slices,
-                slice == 0 || !grad_gate_up ? grad_gate_up : gate_up_slices.get() + (slice - 1) * gate_up_size,
-                slice == 0 || !grad_down ? grad_down : down_slices.get() + (slice - 1) * down_size);
+        for (int64_t slice = 0; slice < num_slices; ++slice) {
+            const auto accumulator = [&](float* output, const Scratch& slices, int64_t size) {
+                float* total = slice == 0 || !output ? output : slices.get() + (slice - 1) * size;
+                std::fill_n(total, size, 0.0f);
+                return total;  // slice 0 adds straight into the output
+            };
+            backward.run_tokens(T * slice / num_slices, T * (slice + 1) / num_slices,
+                                accumulator(grad_gate_up, gate_up_slices, gate_up_size),
+                                accumulator(grad_down, down_slices, down_size));
+        }
     }
     add_slices(grad_gate_up, gate_up_slices.get(), num_extra, gate_up_size, num_threads);
     add_slices(grad_down, down_slices.get(), num_extra, down_size, num_threads);

@@ -173,7 +173,7 @@ R1LAB_API int64_t r1lab_token_logps(const float* hidden, const float* head, cons
     for (int64_t t = 0; t < T; ++t)
         if (targets[t] < 0 || targets[t] >= V) return t;
     const Problem p{hidden, head, targets, T, D, V, static_cast<float>(1.0 / temperature)};
-    Scratch panels(round_up(V, PANEL) * D);
+    Scratch panels(round_up(V, PANEL) * D, false);
     pack_logit_panels(p, panels.get(), num_threads);
 #pragma omp parallel num_threads(num_threads)
     {
@@ -195,7 +195,8 @@ R1LAB_API void r1lab_token_logps_backward(const float* grad_logps, const float* 
     Backward backward{{hidden, head, targets, T, D, V, static_cast<float>(1.0 / temperature)},
                       grad_logps, lse, nullptr, nullptr, grad_hidden};
     const Problem& p = backward.p;
-    Scratch logit_panels(round_up(V, PANEL) * D), head_panels(p.num_chunks() * backward.head_chunk_floats());
+    Scratch logit_panels(round_up(V, PANEL) * D, false);
+    Scratch head_panels(p.num_chunks() * backward.head_chunk_floats(), false);
     backward.logit_panels = logit_panels.get();
     backward.head_panels = head_panels.get();
     pack_logit_panels(p, logit_panels.get(), num_threads);
@@ -210,8 +211,7 @@ R1LAB_API void r1lab_token_logps_backward(const float* grad_logps, const float* 
     const int64_t most = std::min(MAX_SLICES, MAX_SLICE_FLOATS / std::max<int64_t>(1, size));
     int64_t num_slices = 1;  // a power of two shares out evenly
     while (2 * num_slices <= std::min(num_rows / SLICE_ROWS, most)) num_slices *= 2;
-    Scratch slices(grad_head ? (num_slices - 1) * size : 0);
-    if (grad_head) std::fill_n(grad_head, size, 0.0f);
+    Scratch slices(grad_head ? (num_slices - 1) * size : 0, false);
 #pragma omp parallel num_threads(num_threads)
     {
         const int64_t ld_d = row_stride(D), ld_v = row_stride(std::min(V, VOCAB_CHUNK));
@@ -219,6 +219,7 @@ R1LAB_API void r1lab_token_logps_backward(const float* grad_logps, const float* 
 #pragma omp for schedule(dynamic)
         for (int64_t slice = 0; slice < num_slices; ++slice) {
             float* total = slice == 0 || !grad_head ? grad_head : slices.get() + (slice - 1) * size;
+            if (grad_head) std::fill_n(total, size, 0.0f);
             const int64_t end = num_rows * (slice + 1) / num_slices;
             for (int64_t row = num_rows * slice / num_slices; row < end; row += MAX_ROWS)
                 backward.run_rows(tokens.data() + row, std::min(MAX_ROWS, end - row), hidden_rows.get(), ld_d,
