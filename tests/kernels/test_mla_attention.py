@@ -157,6 +157,18 @@ def test_nan_stays_with_the_queries_that_see_it():
 
 
 @pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("part", range(5), ids=["q_nope", "q_pe", "k_nope", "k_pe", "v"])
+def test_nan_of_one_sequence_leaves_no_trace_in_the_scratch_of_the_next(part):
+    inputs, bounds = make_inputs([61, 40, 7], HEAD_SIZES["odd"])
+    expected = run(ops.mla_attention, inputs, bounds)
+    inputs[part] = inputs[part].clone()
+    inputs[part][:61] = float("nan")
+    results = run(ops.mla_attention, inputs, bounds)
+    assert results[0][:61].isnan().any()
+    assert all(torch.equal(ours[61:], clean[61:]) for ours, clean in zip(results, expected))
+
+
+@pytest.mark.usefixtures("cpu_kernels")
 def test_it_fills_every_element_of_its_outputs(monkeypatch):
     inputs, bounds = make_inputs([5, 30, 2], HEAD_SIZES["odd"])
     expected = run(ops.mla_attention, inputs, bounds)
