@@ -20,7 +20,7 @@ from r1lab.kernels.reference.decode_step import (
 PANEL = 16
 """Outputs per packed weight panel; as in decode_step.cpp."""
 MAX_DRAFTS = 7
-"""Most drafts a cycle; a block holds 64 rows."""
+"""Most drafts a cycle; the rows of a block are shared out among sequences and their drafts."""
 LANES = 8
 """Positions that lie side by side in the cache; as in decode_step.cpp."""
 
