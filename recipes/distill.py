@@ -33,10 +33,9 @@ from r1 import (
     print_evaluations,
     read_traces,
     reinforce,
-    run_command,
     sample_traces,
 )
-from r1_zero import RECIPES, ScriptArguments, build_accelerator, build_engine, build_evaluator
+from r1_zero import RECIPES, ScriptArguments, build_accelerator, build_engine, build_evaluator, run_clearly
 from sft import SFTArguments, fine_tune
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import TrlParser
@@ -265,4 +264,4 @@ def parse_arguments(arguments: list[str]) -> tuple:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(*parse_arguments(sys.argv[1:])))
+    run_clearly(lambda: main(*parse_arguments(sys.argv[1:])))

@@ -20,7 +20,7 @@ import json
 import random
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,22 +29,20 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
-from r1_zero import RECIPES, ScriptArguments, build_accelerator, build_engine, train
+from r1_zero import RECIPES, ScriptArguments, build_accelerator, build_engine, run_clearly, train
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sft import SFTArguments, fine_tune
 from trl import TrlParser
 
-from r1lab.checkpoint import CheckpointError, list_checkpoints
+from r1lab.checkpoint import list_checkpoints
 from r1lab.config import GRPOConfig, at_least
 from r1lab.demonstrations import load_demonstrations
-from r1lab.grpo.score import RewardError
-from r1lab.grpo.trainer import TrainingDiverged
 from r1lab.loading import load_policy, load_prompts
 from r1lab.reject import KEPT, RejectConfig, Sample, count_verdicts, reject, rows_of
 from r1lab.rollout import SamplingParams
-from r1lab.run import Interrupted, RunConfig
+from r1lab.run import RunConfig
 from r1lab.stages import check_stages, read_marker, remove_stage, run_stage
 from r1lab.tasks.cold_start import load_cold_start
 from r1lab.types import Prompt
@@ -390,16 +388,5 @@ def parse_arguments(arguments: list[str]) -> tuple:
     return TrlParser(classes, allow_abbrev=False).parse_args_and_config(arguments)
 
 
-def run_command(work: Callable[[], None]) -> None:
-    """A mistake ends the command with one clear line and exit code 1, Ctrl-C with 130."""
-    try:
-        work()
-    except (ValueError, OSError, FloatingPointError, CheckpointError, RewardError, TrainingDiverged) as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run_command(lambda: main(*parse_arguments(sys.argv[1:])))
+    run_clearly(lambda: main(*parse_arguments(sys.argv[1:])))

@@ -11,6 +11,7 @@ command line wins.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -172,9 +173,14 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, RunConfig, G
 
 
 def run_command(arguments: list[str]) -> None:
-    """The recipe from its command line; a mistake ends it with one clear line and exit code 1, Ctrl-C with 130."""
+    """The recipe from its command line."""
+    run_clearly(lambda: main(*parse_arguments(arguments)))
+
+
+def run_clearly(work: Callable[[], None]) -> None:
+    """A mistake ends the program with one clear line and exit code 1, Ctrl-C with 130."""
     try:
-        main(*parse_arguments(arguments))
+        work()
     except ParallelSettingsError as error:
         exit_together(f"error: {error}")
     except (

@@ -50,12 +50,7 @@ def build_expert_groups(
         RuntimeError: torch.distributed is not initialised.
         ValueError: sizes that do not divide the world or each other.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "expert parallelism needs initialised processes: start with torchrun or accelerate launch, and call "
-            "torch.distributed.init_process_group (Accelerator does)"
-        )
-    world_size = dist.get_world_size()
+    world_size = require_processes("expert parallelism")
     if ep_size < 1 or world_size % ep_size:
         raise ValueError(
             f"ep_size={ep_size} does not divide the {world_size} processes of this job; start a multiple of {ep_size} "
@@ -75,6 +70,16 @@ def build_expert_groups(
         across = own_group([range(s + place, s + ep_size, ranks_per_node) for s, place in places], timeout)
         inside = own_group([range(node, node + ranks_per_node) for node in nodes], timeout)
     return ExpertGroups(expert, replica, ranks_per_node, across, inside)
+
+
+def require_processes(what: str) -> int:
+    """The number of processes. Raises RuntimeError, naming what needs them, where torch.distributed has none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            f"{what} needs initialised processes: start with torchrun or accelerate launch, and call "
+            "torch.distributed.init_process_group (Accelerator does)"
+        )
+    return dist.get_world_size()
 
 
 def own_group(parts: Sequence[Sequence[int]], timeout: timedelta | None) -> dist.ProcessGroup:

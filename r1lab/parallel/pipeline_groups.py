@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from r1lab.parallel.expert_groups import ExpertGroups, own_group
+from r1lab.parallel.expert_groups import ExpertGroups, own_group, require_processes
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,12 +48,7 @@ def build_pipeline_groups(pp: int, *, timeout: timedelta | None = None) -> Pipel
         RuntimeError: torch.distributed is not initialised.
         ValueError: `pp` does not divide the world.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "a pipeline needs initialised processes: start with torchrun or accelerate launch, and call "
-            "torch.distributed.init_process_group (Accelerator does)"
-        )
-    world_size = dist.get_world_size()
+    world_size = require_processes("a pipeline")
     if pp < 1 or world_size % pp:
         raise ValueError(
             f"pp={pp} does not divide the {world_size} processes of this job; start a multiple of {pp} processes, or "

@@ -17,7 +17,7 @@ from r1lab.kernels.reference.decode_step import (
     ReferenceDecoder,
 )
 from r1lab.rollout.policy_weights import read_weights
-from r1lab.rollout.sampling import SamplingParams, request_streams
+from r1lab.rollout.sampling import SamplingParams, as_token_ids, check_prompts, request_streams
 from r1lab.rollout.speculative import Drafting, check_drafting
 from r1lab.types import Completion
 
@@ -85,7 +85,8 @@ class RolloutEngine:
         Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, or seeds of another shape;
         FloatingPointError when the policy's logits are not finite.
         """
-        self._check_prompts(prompt_ids)
+        room = self.config.max_position_embeddings
+        check_prompts(prompt_ids, self.config.vocab_size, room, f"max_position_embeddings={room}")
         sampling = self._sampling(params)
         if not prompt_ids:
             return []
@@ -113,7 +114,7 @@ class RolloutEngine:
         return "reference"
 
     def _check_eos(self, eos: int | list[int] | None) -> list[int]:
-        eos_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        eos_token_ids = as_token_ids(eos)
         for token in eos_token_ids:
             if not 0 <= token < self.config.vocab_size:
                 raise ValueError(
@@ -121,23 +122,6 @@ class RolloutEngine:
                     "pass the tokenizer's"
                 )
         return eos_token_ids
-
-    def _check_prompts(self, prompt_ids: list[list[int]]) -> None:
-        vocab_size, room = self.config.vocab_size, self.config.max_position_embeddings
-        for index, prompt in enumerate(prompt_ids):
-            if not len(prompt):
-                raise ValueError(f"prompt {index} is empty: give at least one token (a BOS token will do)")
-            if len(prompt) >= room:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens, max_position_embeddings={room} leaves no room for a "
-                    "completion: shorten it or raise max_position_embeddings"
-                )
-            worst = max(prompt, key=lambda token: abs(2 * token - vocab_size + 1))
-            if not 0 <= worst < vocab_size:
-                raise ValueError(
-                    f"prompt {index} has token id {worst}, outside the vocabulary [0, {vocab_size}): check that the "
-                    "tokenizer belongs to the policy"
-                )
 
     def _sampling(self, params: SamplingParams) -> DecodeSampling:
         vocab_size = self.config.vocab_size

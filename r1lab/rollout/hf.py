@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from r1lab.rollout.sampling import SamplingParams, check_prompts, request_streams
+from r1lab.rollout.sampling import SamplingParams, as_token_ids, check_prompts, request_streams
 from r1lab.types import Completion
 
 
@@ -36,7 +36,7 @@ class HFRolloutEngine:
         pad = model.generation_config.pad_token_id if pad_token_id is None else pad_token_id
         self.model = model
         self.vocab_size = model.get_input_embeddings().num_embeddings
-        self.eos_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.eos_token_ids = as_token_ids(eos)
         # Old configs write -1 for "none", and some tokenizers have a pad token that the model has no embedding for.
         is_usable = pad is not None and 0 <= pad < self.vocab_size
         self.pad_token_id = pad if is_usable else self.eos_token_ids[0] if self.eos_token_ids else 0

@@ -7,7 +7,10 @@ import numpy as np
 
 from r1lab.kernels.reference.decode_step import random_stream, random_uniform, sample_tokens
 
-__all__ = ["SamplingParams", "check_prompts", "random_stream", "random_uniform", "request_streams", "sample_tokens"]
+__all__ = [
+    "SamplingParams", "as_token_ids", "check_prompts", "random_stream", "random_uniform", "request_streams",
+    "sample_tokens",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +45,28 @@ class SamplingParams:
             raise ValueError(f"top_k={self.top_k}: use 0 to keep every token, or a positive count")
 
 
-def check_prompts(prompt_ids: list[list[int]], vocab_size: int, context: int) -> None:
-    """Raises ValueError on a prompt that is empty, leaves no room in a context of so many tokens, or holds a token id
-    outside the vocabulary."""
+def as_token_ids(eos_token_id: int | list[int] | None) -> list[int]:
+    """End-of-sequence tokens, of which transformers' configs may name none, one or several."""
+    return [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+
+def check_prompts(prompt_ids: list[list[int]], vocab_size: int, context: int, limit: str = "") -> None:
+    """Raises ValueError on a prompt that is empty, leaves no room in a context of so many tokens (`limit`: what the
+    message calls it), or holds a token id outside the vocabulary."""
     for index, prompt in enumerate(prompt_ids):
         if not len(prompt):
             raise ValueError(f"prompt {index} is empty: give at least one token (a BOS token will do)")
         if len(prompt) >= context:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens, a context of {context} leaves no room "
-                "for a completion: shorten it"
+                f"prompt {index} has {len(prompt)} tokens, {limit or f'a context of {context}'} leaves no room for a "
+                "completion: shorten it or raise the limit"
             )
-        for token in prompt:
-            if not 0 <= token < vocab_size:
-                raise ValueError(
-                    f"prompt {index} has token id {token}, outside the vocabulary [0, {vocab_size}): check "
-                    "that the tokenizer belongs to the model"
-                )
+        worst = max(prompt, key=lambda token: abs(2 * token - vocab_size + 1))
+        if not 0 <= worst < vocab_size:
+            raise ValueError(
+                f"prompt {index} has token id {worst}, outside the vocabulary [0, {vocab_size}): check that the "
+                "tokenizer belongs to the model"
+            )
 
 
 def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from r1lab.config import GRPOConfig
-from r1lab.rollout.sampling import SamplingParams, check_prompts
+from r1lab.rollout.sampling import SamplingParams, as_token_ids, check_prompts
 from r1lab.rollout.vllm_requests import plan_requests, to_completions
 from r1lab.rollout.vllm_server import VLLMServer
 from r1lab.types import Completion
@@ -31,7 +31,7 @@ class VLLMRolloutEngine:
         """backend: a `VLLMServer`, a `ColocatedVLLM`, or None on a process that another one samples for."""
         eos = policy.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         self.backend, self.policy, self.accelerator = backend, policy, accelerator
-        self.eos_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.eos_token_ids = as_token_ids(eos)
         self.pad_token_id = self.eos_token_ids[0] if self.eos_token_ids else 0
         self.vocab_size = policy.get_input_embeddings().num_embeddings
         self.is_stale = True

@@ -29,6 +29,7 @@ from r1lab.rollout import RolloutEngine, SamplingParams
 MUST = {("tiny", 1): 50, ("tiny", 16): 15, ("tiny", 128): 10, ("medium", 128): 6}
 MUST_LLAMA = {"tiny": 2.5, "medium": 1.5}
 GROUP = 16
+KERNELS = Path(__file__).resolve().parents[2] / "r1lab" / "kernels" / "cpu"
 
 
 def split_batch(batch: int) -> tuple[int, int]:
@@ -79,7 +80,8 @@ def build_fma_peak():
     folder = tempfile.mkdtemp()
     library = Path(folder) / "fma_peak.so"
     source = Path(__file__).with_name("fma_peak.cpp")
-    subprocess.run(["g++", "-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    flags = ["-std=c++17", "-O3", "-march=native", "-Wno-psabi", "-shared", "-fPIC", f"-I{KERNELS}"]
+    subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
     peak = ctypes.CDLL(str(library))
     peak.fma_peak.argtypes, peak.fma_peak.restype = [ctypes.c_int64], ctypes.c_float
     peak.operations_of_iteration.restype = ctypes.c_int64

@@ -1,12 +1,8 @@
-// What a core can do at most: 12 independent chains of fused multiply-adds on vectors of its width.
-#include <cstdint>
+// What a core can do at most: 12 independent chains of fused multiply-adds on vectors of the kernels' width.
+#include "common.h"
 
-#ifdef __AVX512F__
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
-typedef float vec __attribute__((vector_size(4 * LANES)));
+using r1lab::LANES;
+using r1lab::vec;
 
 extern "C" int64_t operations_of_iteration() { return 12 * LANES * 2; }
 

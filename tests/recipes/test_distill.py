@@ -21,9 +21,9 @@ TINY = [
 
 def _distill(*arguments):
     from distill import main, parse_arguments
-    from r1 import run_command
+    from r1_zero import run_clearly
 
-    run_command(lambda: main(*parse_arguments([str(argument) for argument in arguments])))
+    run_clearly(lambda: main(*parse_arguments([str(argument) for argument in arguments])))
 
 
 def _assert_clear_exit(arguments, message):

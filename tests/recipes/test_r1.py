@@ -37,9 +37,10 @@ STAGES = ("cold_start", "rl", "rejection", "final_rl")
 
 def _r1(*arguments):
     """The recipe in this process, without the seconds that the imports take."""
-    from r1 import main, parse_arguments, run_command
+    from r1 import main, parse_arguments
+    from r1_zero import run_clearly
 
-    run_command(lambda: main(*parse_arguments([str(argument) for argument in arguments])))
+    run_clearly(lambda: main(*parse_arguments([str(argument) for argument in arguments])))
 
 
 def _assert_clear_exit(arguments, message):
