@@ -55,6 +55,7 @@ def build(monkeypatch):
 
     monkeypatch.setattr(vllm_generation, "LLM", StandInLLM, raising=False)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    accelerator = Accelerator(cpu=True)  # before the variables, which would have it look for other processes
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")  # TRL sets them; given back after the test
 
@@ -62,7 +63,7 @@ def build(monkeypatch):
         policy = policy or tiny_policy()
         policy.config.name_or_path = policy.name_or_path = "a/checkpoint"
         config = GRPOConfig(use_vllm=True, generation_batch_size=32, **changes)
-        engine = build_vllm_engine(policy, SimpleNamespace(eos_token_id=EOS), config, Accelerator(cpu=True))
+        engine = build_vllm_engine(policy, SimpleNamespace(eos_token_id=EOS), config, accelerator)
         return engine, engine.backend.generation.llm
 
     with stand_ins():
