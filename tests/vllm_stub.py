@@ -158,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        # A thread that waits for the next request of its connection would be killed with the interpreter, inside torch.
+        self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(data)
 
