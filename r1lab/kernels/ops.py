@@ -250,6 +250,8 @@ def quantize_tiles(x_MK: Tensor, tile_rows: int, power_of_two: bool = False) -> 
         raise ValueError(f"tile_rows={tile_rows}: expected 1 or {reference.TILE}")
     if not x_MK.is_floating_point() or x_MK.dtype.itemsize < 2:
         raise TypeError(f"x_MK is {x_MK.dtype}: expected float32, bfloat16 or float16")
+    if _use_cpu_kernel(x_MK):
+        return torch.ops.r1lab.quantize_tiles(x_MK, tile_rows, power_of_two)
     if _use_e4m3_kernel(x_MK):
         return _gpu().quantize_tiles(x_MK, tile_rows, power_of_two)
     return reference.quantize_tiles(x_MK, tile_rows, power_of_two)
@@ -261,6 +263,8 @@ def dequantize_tiles(q_MK: Tensor, scale: Tensor, tile_rows: int) -> Tensor:
     Raises ValueError or TypeError when scale or the dtypes do not fit.
     """
     _check_tiles("q_MK", q_MK, "scale", scale, (tile_rows,))
+    if _use_cpu_kernel(scale):
+        return torch.ops.r1lab.dequantize_tiles(q_MK, scale, tile_rows)
     return reference.dequantize_tiles(q_MK, scale, tile_rows)
 
 
@@ -275,6 +279,8 @@ def scaled_gemm(a_MK: Tensor, a_scale_MG: Tensor, b_NK: Tensor, b_scale: Tensor)
     _check_tiles("b_NK", b_NK, "b_scale", b_scale, (1, reference.TILE))
     if a_MK.shape[1] != b_NK.shape[1]:
         raise ValueError(f"a_MK has shape {tuple(a_MK.shape)}, b_NK {tuple(b_NK.shape)}: expected the same K")
+    if _use_cpu_kernel(a_scale_MG, b_scale):
+        return torch.ops.r1lab.scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
     if _use_e4m3_kernel(a_MK, b_NK):
         return _gpu().scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
     return reference.scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)

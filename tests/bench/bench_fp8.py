@@ -1,13 +1,15 @@
 """FP8 beside fp32: the loss of a pretraining, logps on the embedded base, bytes of weights, activations and caches.
 
-    python tests/bench/bench_fp8.py pretrain [--num_steps 1900] [--tokens_per_batch 5120] [--seeds 0 1 2] [--output F]
+    python tests/bench/bench_fp8.py pretrain --side fp8 --seed 0 --output fp8-0.json [--num_steps 1100]
+    python tests/bench/bench_fp8.py compare *.json [--picture errors.png]
     python tests/bench/bench_fp8.py drift [--num_documents 64]
     python tests/bench/bench_fp8.py memory
 
-pretrain: the recipe's pretraining from the same weights on the same batches in fp32, in FP8 and, to see how far chance
-alone drives two runs apart, in fp32 from weights moved by 1e-6 of themselves. Prints the relative error of the training
-loss against fp32, smoothed as in V3's appendix B.1 (exponential moving average, 0.9), and of the loss on held-out
-documents. V3 reports less than 0.25 % for models of 16 and 230 billion parameters.
+pretrain: the recipe's pretraining, its schedule stretched over num_steps. The sides of a seed start from the same weights
+and see the same batches: fp32, FP8 and, to see how far chance alone drives two runs apart, fp32 from weights moved by 1e-6
+of themselves. compare: the relative error of the training loss against the fp32 run of the same seed, smoothed as in V3's
+appendix B.1 (exponential moving average, 0.9), and of the loss on held-out documents. V3 reports less than 0.25 % for
+models of 16 and 230 billion parameters.
 """
 
 import argparse
@@ -17,8 +19,10 @@ import json
 import random
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from models import BASE
 from torch.optim.lr_scheduler import LambdaLR
@@ -53,14 +57,14 @@ from r1lab.tasks.tokenizer import build_tokenizer  # noqa: E402
 
 SMOOTHING = 0.9
 HELD_OUT_SEED = 10**6
-SIDES = ("fp32", "fp8", "fp32 moved by 1e-6")
+SIDES = ("fp32", "fp8", "moved")
 
 
 # -- a pretraining ----------------------------------------------------------------------------------------------------
 
 
 class Learner:
-    """One side of the comparison: a policy with its optimisers and losses."""
+    """A policy with its optimisers and losses."""
 
     def __init__(self, policy: PolicyForCausalLM, config: PretrainConfig):
         self.policy, self.config = policy.train(), config
@@ -86,29 +90,17 @@ class Learner:
         self.policy.train()
         return loss
 
-    def smoothed(self) -> torch.Tensor:
-        """Exponential moving average of the losses, started at the first one."""
-        mean, means = self.losses[0], []
-        for loss in self.losses:
-            mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-            means.append(mean)
-        return torch.tensor(means, dtype=torch.float64)
 
-
-def build_learners(config: PretrainConfig, tokenizer, sides: list[str]) -> dict[str, Learner]:
+def build_learner(config: PretrainConfig, tokenizer, side: str) -> Learner:
     torch.manual_seed(config.seed)
     policy = PolicyForCausalLM(build_config(tokenizer))
-    learners = {}
-    for side in sides:
-        own = copy.deepcopy(policy)
-        if side == "fp8":
-            enable_fp8(own)
-        elif side != "fp32":
-            with torch.no_grad():
-                for parameter in own.parameters():
-                    parameter.mul_(1 + 1e-6 * torch.randn_like(parameter))
-        learners[side] = Learner(own, config)
-    return learners
+    if side == "fp8":
+        enable_fp8(policy)
+    elif side == "moved":
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1 + 1e-6 * torch.randn_like(parameter))
+    return Learner(policy, config)
 
 
 def batches_of(seed: int, drill: float, tokenizer, tokens_per_batch: int):
@@ -116,47 +108,76 @@ def batches_of(seed: int, drill: float, tokenizer, tokens_per_batch: int):
         yield label_batch(ids, tokenizer)
 
 
-def pretrain(options, seed: int) -> dict:
-    """Runs the sides in lockstep; returns their losses and errors, and prints as it goes."""
+def pretrain(options) -> None:
+    """Writes the losses to the output, anew at each report."""
     share = options.num_steps / PretrainConfig().num_steps
     config = PretrainConfig(
-        num_steps=options.num_steps, tokens_per_batch=options.tokens_per_batch, seed=seed,
+        num_steps=options.num_steps, tokens_per_batch=options.tokens_per_batch, seed=options.seed,
         drill_steps=round(PretrainConfig().drill_steps * share), warmup_steps=max(1, round(50 * min(1, 4 * share))),
     )  # fmt: skip
     tokenizer = build_tokenizer()
-    learners = build_learners(config, tokenizer, options.sides)
-    phases = [batches_of(2000 * seed + i, drill, tokenizer, config.tokens_per_batch)
+    learner = build_learner(config, tokenizer, options.side)
+    phases = [batches_of(2000 * options.seed + i, drill, tokenizer, config.tokens_per_batch)
               for i, drill in enumerate((config.drill_first, config.drill))]  # fmt: skip
     held_out = list(itertools.islice(batches_of(HELD_OUT_SEED, config.drill, tokenizer, 2048), options.num_held_out))
-    result = {"seed": seed, "config": vars(config), "held_out": {}}
+    run = {"side": options.side, "seed": options.seed, "config": vars(config), "held_out": {}}
+    start = time.process_time()
     for step in range(1, config.num_steps + 1):
-        batch = next(phases[0 if step <= config.drill_steps else 1])
-        for learner in learners.values():
-            learner.step(batch)
+        learner.step(next(phases[0 if step <= config.drill_steps else 1]))
         if step % options.report_steps == 0 or step == config.num_steps:
-            result["held_out"][step] = {side: learner.evaluate(held_out) for side, learner in learners.items()}
-            result["losses"] = {side: learner.losses for side, learner in learners.items()}
-            result["errors"] = errors_of(learners, result["held_out"][step], step)
-            if options.output:
-                Path(options.output).write_text(json.dumps(result) + "\n")
-    return result
+            run["held_out"][step] = learner.evaluate(held_out)
+            run |= {"losses": learner.losses, "cpu_seconds": round(time.process_time() - start)}
+            Path(options.output).write_text(json.dumps(run) + "\n")
+            print(f"{options.side}, seed {options.seed}, step {step}: loss {learner.losses[-1]:.4f}, held out "
+                  f"{run['held_out'][step]:.4f}, {run['cpu_seconds']} s of CPU", flush=True)  # fmt: skip
 
 
-def errors_of(learners: dict[str, Learner], held_out: dict[str, float], step: int) -> dict[str, dict[str, float]]:
-    """Relative errors against fp32 in percent, printed as a line."""
-    truth = learners["fp32"].smoothed()
-    errors, line = {}, f"step {step}: fp32 loss {truth[-1]:.4f}, held out {held_out['fp32']:.4f}"
-    for side, learner in learners.items():
-        if side == "fp32":
+def smoothed(losses: list[float]) -> torch.Tensor:
+    """Exponential moving average of the losses, started at the first one."""
+    mean, means = losses[0], []
+    for loss in losses:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        means.append(mean)
+    return torch.tensor(means, dtype=torch.float64)
+
+
+def compare(options) -> None:
+    """A line for each run that is not fp32: its errors against the fp32 run of its seed, in percent of the loss."""
+    runs = [json.loads(Path(path).read_text()) for path in options.runs]
+    truths = {run["seed"]: run for run in runs if run["side"] == "fp32"}
+    print(f"{'run':<16} {'steps':>5} {'at the end':>10} {'last tenth':>10} {'mean':>8} {'mean size':>9} {'largest':>8} "
+          f"{'held out':>8}   loss, held out: fp32, this")  # fmt: skip
+    errors = {}
+    for run in sorted(runs, key=lambda run: (run["side"], run["seed"])):
+        if run["side"] == "fp32":
             continue
-        relative = 100 * (learner.smoothed() - truth) / truth
-        errors[side] = {
-            "now": relative[-1].item(), "mean": relative.abs().mean().item(), "largest": relative.abs().max().item(),
-            "held_out": 100 * (held_out[side] / held_out["fp32"] - 1),
-        }  # fmt: skip
-        line += f" | {side}: " + ", ".join(f"{name} {value:+.3f} %" for name, value in errors[side].items())
-    print(line, flush=True)
-    return errors
+        truth = truths[run["seed"]]
+        steps = min(len(run["losses"]), len(truth["losses"]))
+        expected = smoothed(truth["losses"][:steps])
+        error = 100 * (smoothed(run["losses"][:steps]) / expected - 1)
+        errors[f"{run['side']}, seed {run['seed']}"] = error
+        at = max(set(run["held_out"]) & set(truth["held_out"]), key=int)
+        high, low = truth["held_out"][at], run["held_out"][at]
+        after_warmup = error[run["config"]["warmup_steps"] :]
+        print(f"{run['side'] + ', seed ' + str(run['seed']):<16} {steps:>5} {error[-1]:>+10.3f} "
+              f"{error[-max(1, steps // 10):].mean():>+10.3f} {after_warmup.mean():>+8.3f} {after_warmup.abs().mean():>9.3f} "
+              f"{after_warmup.abs().max():>8.3f} {100 * (low / high - 1):>+8.3f}   {high:.4f}, {low:.4f}")  # fmt: skip
+    if options.picture:
+        draw_errors(errors, options.picture)
+
+
+def draw_errors(errors: dict[str, torch.Tensor], path: str) -> None:
+    """Relative error of each run over the steps, with V3's 0.25 % as a band."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.axhspan(-0.25, 0.25, color="0.9", label="0.25 %")
+    for name, error in errors.items():
+        colour = "tab:red" if name.startswith("fp8") else "tab:blue"
+        axes.plot(range(1, len(error) + 1), error, color=colour, linewidth=0.8, alpha=0.7)
+    axes.plot([], [], color="tab:red", label="FP8")
+    axes.plot([], [], color="tab:blue", label="fp32, initial weights moved by 1e-6")
+    axes.set(xlabel="step", ylabel="training loss against fp32, %", ylim=(-3, 3))
+    axes.legend(loc="upper left", frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 # -- logps on the base ------------------------------------------------------------------------------------------------
@@ -287,25 +308,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("pretrain")
-    one.add_argument("--num_steps", type=int, default=1900)
-    one.add_argument("--tokens_per_batch", type=int, default=5120)
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    one.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="fp32 among them")
+    one.add_argument("--side", choices=SIDES, required=True)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--output", required=True, help="a JSON file for losses, rewritten at each report")
+    one.add_argument("--num_steps", type=int, default=PretrainConfig().num_steps)
+    one.add_argument("--tokens_per_batch", type=int, default=PretrainConfig().tokens_per_batch)
     one.add_argument("--report_steps", type=int, default=50)
     one.add_argument("--num_held_out", type=int, default=8, help="held-out batches of 2,048 tokens")
-    one.add_argument("--output", help="a JSON file for losses and errors, rewritten at each report")
+    several = commands.add_parser("compare")
+    several.add_argument("runs", nargs="+", help="JSON files of pretrain, fp32 runs among them")
+    several.add_argument("--picture", help="a PNG of the errors over the steps")
     two = commands.add_parser("drift")
     two.add_argument("--num_documents", type=int, default=256)
     two.add_argument("--num_prompts", type=int, default=16)
     commands.add_parser("memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.command == "pretrain":
-        for seed in options.seeds:
-            print(f"seed {seed}", flush=True)
-            pretrain(options, seed)
-    else:
-        {"drift": drift, "memory": memory}[options.command](options)
+    {"pretrain": pretrain, "compare": compare, "drift": drift, "memory": memory}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from e4m3_cases import normal
+from kernel_cases import assert_bitwise_equal, poisoned
 
-from r1lab.kernels import ops
+from r1lab.kernels import ops, reference
+from r1lab.kernels.cpu.library import c_function
 
 #        M, N, K, rows of b's tiles
 SHAPES = [
@@ -12,6 +14,7 @@ SHAPES = [
     (3, 64, 32, 128),
     (17, 257, 256, 1),
     (64, 128, 384, 128),
+    (300, 40, 1000, 1),
 ]
 
 
@@ -21,9 +24,10 @@ def operands(M, N, K, b_rows, spread=6):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_the_product_of_dequantised_matrices(shape):
+@pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
+def test_matches_the_product_of_dequantised_matrices(implementation, shape):
     *_, a, b = operands(*shape)
-    out = ops.scaled_gemm(*a, *b)
+    out = implementation.scaled_gemm(*a, *b)
     a64, b64 = ops.dequantize_tiles(*a, 1).double(), ops.dequantize_tiles(*b, shape[3]).double()
     assert out.dtype == torch.float32 and out.shape == shape[:2]
     assert ((out - a64 @ b64.T).abs() <= 1e-6 * (a64.abs() @ b64.abs().T) + 1e-30).all()
@@ -97,3 +101,40 @@ def test_bad_input(changes, error, message):
     }  # fmt: skip
     with pytest.raises(error, match=message):
         ops.scaled_gemm(*(arguments | changes).values())
+
+
+# -- the CPU kernel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_kernel_takes_slices_and_transposed_operands():
+    *_, (a, a_scale), (b, b_scale) = operands(6, 9, 256, 1)
+    expected = reference.scaled_gemm(a[::2], a_scale[::2], b, b_scale)
+    out = ops.scaled_gemm(a[::2], a_scale[::2], b.t().contiguous().t(), b_scale)
+    assert (out - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("shape", [(130, 129, 300, 128), (5, 7, 130, 1)], ids=str)
+def test_kernel_writes_every_element(shape):
+    M, N, K, b_rows = shape
+    *_, a, b = operands(*shape)
+    out = poisoned(M, N)
+    c_function("r1lab_scaled_gemm", "pppp" + "i" + "p" + "iiii")(
+        a[0].data_ptr(), a[1].data_ptr(), b[0].data_ptr(), b[1].data_ptr(), b_rows, out.data_ptr(), M, N, K, 2
+    )
+    assert out.isfinite().all()
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_kernel_gives_the_same_bits_for_any_number_of_threads(each_thread_count):
+    *_, a, b = operands(300, 70, 500, 1)
+    assert_bitwise_equal(each_thread_count(lambda: (ops.scaled_gemm(*a, *b),)))
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_opcheck():
+    *_, a, b = operands(6, 5, 140, 128)
+    # Its test of the schema compares the operands with themselves, by arithmetic that E4M3 tensors do not have.
+    utils = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.r1lab.scaled_gemm.default, (*a, *b), test_utils=utils)
