@@ -5,11 +5,11 @@
     python tests/bench/bench_fp8.py drift [--num_documents 64]
     python tests/bench/bench_fp8.py memory
 
-pretrain: the recipe's pretraining, its schedule stretched over num_steps. The sides of a seed start from the same weights
-and see the same batches: fp32, FP8 and, to see how far chance alone drives two runs apart, fp32 from weights moved by 1e-6
-of themselves. compare: the relative error of the training loss against the fp32 run of the same seed, smoothed as in V3's
-appendix B.1 (exponential moving average, 0.9), and of the loss on held-out documents. V3 reports less than 0.25 % for
-models of 16 and 230 billion parameters.
+pretrain: the recipe's pretraining, its schedule stretched over num_steps. The sides of a seed start from the same
+weights and see the same batches: fp32, FP8 and, to see how far chance alone drives two runs apart, fp32 from weights
+moved by 1e-6 of themselves. compare: the relative error of the training loss against the fp32 run of the same seed,
+smoothed as in V3's appendix B.1 (exponential moving average, 0.9), and of the loss on held-out documents. V3 reports
+less than 0.25 % for models of 16 and 230 billion parameters.
 """
 
 import argparse
@@ -155,23 +155,23 @@ def compare(options) -> None:
         steps = min(len(run["losses"]), len(truth["losses"]))
         expected = smoothed(truth["losses"][:steps])
         error = 100 * (smoothed(run["losses"][:steps]) / expected - 1)
-        errors[f"{run['side']}, seed {run['seed']}"] = error
+        errors[(run["side"], run["seed"])] = error
         at = max(set(run["held_out"]) & set(truth["held_out"]), key=int)
         high, low = truth["held_out"][at], run["held_out"][at]
-        after_warmup = error[run["config"]["warmup_steps"] :]
-        print(f"{run['side'] + ', seed ' + str(run['seed']):<16} {steps:>5} {error[-1]:>+10.3f} "
-              f"{error[-max(1, steps // 10):].mean():>+10.3f} {after_warmup.mean():>+8.3f} {after_warmup.abs().mean():>9.3f} "
-              f"{after_warmup.abs().max():>8.3f} {100 * (low / high - 1):>+8.3f}   {high:.4f}, {low:.4f}")  # fmt: skip
+        name, later = f"{run['side']}, seed {run['seed']}", error[run["config"]["warmup_steps"] :]
+        print(f"{name:<16} {steps:>5} {error[-1]:>+10.3f} {error[-max(1, steps // 10) :].mean():>+10.3f} "
+              f"{later.mean():>+8.3f} {later.abs().mean():>9.3f} {later.abs().max():>8.3f} "
+              f"{100 * (low / high - 1):>+8.3f}   {high:.4f}, {low:.4f}")  # fmt: skip
     if options.picture:
         draw_errors(errors, options.picture)
 
 
-def draw_errors(errors: dict[str, torch.Tensor], path: str) -> None:
+def draw_errors(errors: dict[tuple[str, int], torch.Tensor], path: str) -> None:
     """Relative error of each run over the steps, with V3's 0.25 % as a band."""
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     axes.axhspan(-0.25, 0.25, color="0.9", label="0.25 %")
-    for name, error in errors.items():
-        colour = "tab:red" if name.startswith("fp8") else "tab:blue"
+    for (side, _), error in errors.items():
+        colour = "tab:red" if side == "fp8" else "tab:blue"
         axes.plot(range(1, len(error) + 1), error, color=colour, linewidth=0.8, alpha=0.7)
     axes.plot([], [], color="tab:red", label="FP8")
     axes.plot([], [], color="tab:blue", label="fp32, initial weights moved by 1e-6")

@@ -103,7 +103,7 @@ def test_bad_input(changes, error, message):
         ops.scaled_gemm(*(arguments | changes).values())
 
 
-# -- the CPU kernel -------------------------------------------------------------------------------------------------------
+# -- the CPU kernel ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("cpu_kernels")
