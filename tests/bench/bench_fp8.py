@@ -158,7 +158,7 @@ def compare(options) -> None:
         errors[(run["side"], run["seed"])] = error
         at = max(set(run["held_out"]) & set(truth["held_out"]), key=int)
         high, low = truth["held_out"][at], run["held_out"][at]
-        name, later = f"{run['side']}, seed {run['seed']}", error[run["config"]["warmup_steps"] :]
+        name, later = f"{run['side']}, seed {run['seed']}", error[min(steps - 1, run["config"]["warmup_steps"]) :]
         print(f"{name:<16} {steps:>5} {error[-1]:>+10.3f} {error[-max(1, steps // 10) :].mean():>+10.3f} "
               f"{later.mean():>+8.3f} {later.abs().mean():>9.3f} {later.abs().max():>8.3f} "
               f"{100 * (low / high - 1):>+8.3f}   {high:.4f}, {low:.4f}")  # fmt: skip
