@@ -22,16 +22,20 @@ MEDIUM = {
 """About 38 M parameters."""
 
 
-def load_pair(size: str = "tiny") -> tuple[PolicyForCausalLM, DeepseekV3ForCausalLM]:
-    """(ours, transformers') in fp32: "tiny" is the embedded base, "medium" has random weights."""
+def load_policy_of_size(size: str = "tiny") -> PolicyForCausalLM:
+    """Ours in fp32: "tiny" is the embedded base, "medium" has random weights."""
     torch.manual_seed(0)
     if size == "tiny":
-        ours = PolicyForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    else:
-        ours = PolicyForCausalLM(DeepseekV3Config(**MEDIUM))
+        return PolicyForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
+    return PolicyForCausalLM(DeepseekV3Config(**MEDIUM)).eval()
+
+
+def load_pair(size: str = "tiny") -> tuple[PolicyForCausalLM, DeepseekV3ForCausalLM]:
+    """(ours, transformers') with the same weights, as `load_policy_of_size`."""
+    ours = load_policy_of_size(size)
     theirs = DeepseekV3ForCausalLM(ours.config)
     theirs.load_state_dict(ours.state_dict())
-    return ours.eval(), theirs.eval()
+    return ours, theirs.eval()
 
 
 def random_prompts(count: int, length: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
@@ -53,3 +57,19 @@ def decode_flops(config: DeepseekV3Config, length: float) -> float:
     num_dense = config.first_k_dense_replace
     layers = config.num_hidden_layers * attention + num_dense * dense + (config.num_hidden_layers - num_dense) * moe
     return 2.0 * (layers + D * config.vocab_size)
+
+
+def decode_bytes(config: DeepseekV3Config, batch: int, length: float) -> float:
+    """fp32 bytes that one step of `batch` sequences with `length` cached tokens reads at least once: the weights that
+    some row uses (experts drawn evenly) and every sequence's latents."""
+    D, H, C = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+    N, R, W = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    q = D * config.q_lora_rank + config.q_lora_rank * H * (N + R) if config.q_lora_rank else D * H * (N + R)
+    attention = q + D * (C + R) + H * C * (N + W) + H * W * D + batch * length * (C + R)
+    unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** batch
+    experts = config.n_routed_experts * (1 - unused) + config.n_shared_experts
+    moe = 3 * D * config.moe_intermediate_size * experts + D * config.n_routed_experts
+    num_dense = config.first_k_dense_replace
+    dense = num_dense * 3 * D * config.intermediate_size
+    layers = config.num_hidden_layers * attention + dense + (config.num_hidden_layers - num_dense) * moe
+    return 4.0 * (layers + D * config.vocab_size)

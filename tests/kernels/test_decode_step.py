@@ -80,6 +80,20 @@ def test_whole_prompts_and_single_tokens_agree_bitwise(cpu_kernels):
         assert torch.equal(single.logits(np.zeros(1), tokens[t : t + 1], np.array([t]))[0], expected[t])
 
 
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 6])
+@pytest.mark.parametrize("length", [256, 257, 700])
+@torch.no_grad()
+def test_contexts_longer_than_a_chunk(decoder_class, num_heads, length):
+    """The compiled decoder reads its cache 256 positions at a time, and rescales when a later chunk's score is larger."""
+    policy = make_policy(num_attention_heads=num_heads, num_key_value_heads=num_heads, max_position_embeddings=1024)
+    with torch.no_grad():
+        policy.model.layers[0].self_attn.q_b_proj.weight.mul_(20)  # scores some tens apart: a softmax of few tokens
+    ids = torch.randint(0, 61, (2, length))
+    decoder = decoder_class(read_weights(policy, length), 2, length)
+    logits = decoder.logits(np.repeat([1, 0], length), ids.flatten().numpy(), np.tile(np.arange(length), 2))
+    torch.testing.assert_close(logits.view(2, length, -1), policy(ids).logits, atol=5e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_fork_copies_a_prompt(decoder_class):
     policy = make_policy()

@@ -21,6 +21,8 @@ using namespace r1lab;
 // Rows that go through the layers together: activations stay in L2 (1 MB or more beside AVX-512), weights pass by once.
 constexpr int BLOCK_ROWS = LANES == 16 ? 128 : 64;
 constexpr int POSITIONS = 8;    // that lie side by side in the cache
+constexpr int CHUNK = 256;      // positions that attention reads at a time, for all heads: they stay in L2
+constexpr int MAX_HEADS = 6;    // of attention at a time: 6 x 2 sums, 2 of the cache and a number of a query fill AVX2
 
 // -- matrix product: out[m][n] = bias[n] + sum_k in[m][k] * weight[n][k], weights packed [n / 16][k][16] --------------
 
@@ -202,6 +204,12 @@ namespace {
 
 enum Status { RUNNING = 0, STOP = 1, LENGTH = 2, NOT_FINITE = 3 };
 
+// What one head's softmax knows of the chunks so far.
+struct RunningSoftmax {
+  float top = -std::numeric_limits<float>::infinity();  // the largest scaled score
+  float sum = 0.0f;                                     // of exp(score - top)
+};
+
 // Scratch memory of one thread, for one block of rows.
 struct Workspace {
   std::vector<float> x, normed, qkv, q_low, q, q_latent, context, attended, gate_up, act, expert_in, expert_out, scores,
@@ -209,6 +217,7 @@ struct Workspace {
   std::vector<int32_t> topk_idx, expert_rows, order;
   std::vector<float> expert_weights;
   std::vector<double> block_sums;
+  std::vector<RunningSoftmax> running;  // one a head
   int logits_stride;
 
   Workspace(const R1Model& model, int rows) {
@@ -230,7 +239,8 @@ struct Workspace {
     act.resize(m * inner);
     expert_in.resize(m * model.hidden);
     expert_out.resize(m * model.hidden);
-    scores.resize(static_cast<size_t>(4) * model.capacity);
+    scores.resize(MAX_HEADS * CHUNK);
+    running.resize(model.heads);
     router.resize(m * model.experts + 2 * model.experts);
     topk_idx.resize(m * model.top_k);
     topk_weight.resize(m * model.top_k);
@@ -277,12 +287,32 @@ inline void add_to(float* x, const float* y, size_t size) {
 }
 
 // -- attention --------------------------------------------------------------------------------------------------------
+// A cache is read once, a chunk of positions at a time, for all heads: scores, their exponentials against the largest so
+// far, and the weighted sum of latents, which is rescaled when a later chunk holds a larger score (Milakov and
+// Gimelshein, 2018).
 
-// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time. Fetches as much of the cache
-// `ahead`, which is read next: all of them together do not fit into L2.
+// Calls body with min(value, N) as a constant, value at least 1.
+template <int N, class Body>
+inline void with_constant(int value, const Body& body) {
+  if constexpr (N > 1)
+    if (value < N) return with_constant<N - 1>(value, body);
+  body(std::integral_constant<int, N>());
+}
+
+// The sums of a's and of b's lanes, each in the order of `sum_lanes`.
+inline std::pair<float, float> sum_lanes_of_two(v8 a, v8 b) {
+  typedef int32_t i8 __attribute__((vector_size(32)));
+  const v8 quarters = __builtin_shuffle(a, b, i8{0, 1, 2, 3, 8, 9, 10, 11}) +
+                      __builtin_shuffle(a, b, i8{4, 5, 6, 7, 12, 13, 14, 15});
+  const v8 pairs = quarters + __builtin_shuffle(quarters, i8{2, 3, 2, 3, 6, 7, 6, 7});
+  return {pairs[0] + pairs[1], pairs[4] + pairs[5]};
+}
+
+// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time. Fetches as much `ahead`, which is
+// read next: all of it together does not fit into L2.
 template <int NH>
-void attention_scores(const float* q, const float* cache, const float* ahead, int latent, int num_blocks, float* scores,
-                      int stride) {
+void attention_scores(const float* q, const float* cache, const float* ahead, int latent, int num_blocks,
+                      float* scores) {
   const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   int block = 0;
   for (; block + 2 <= num_blocks; block += 2) {
@@ -291,7 +321,7 @@ void attention_scores(const float* q, const float* cache, const float* ahead, in
     for (int d = 0; d < latent; ++d) {
       __builtin_prefetch(ahead + block * block_size + d * 2 * POSITIONS);
       const v8 key0 = load<v8>(keys + d * POSITIONS), key1 = load<v8>(keys + block_size + d * POSITIONS);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int h = 0; h < NH; ++h) {
         const v8 x = splat<v8>(q[h * latent + d]);
         acc[h][0] += x * key0;
@@ -299,8 +329,8 @@ void attention_scores(const float* q, const float* cache, const float* ahead, in
       }
     }
     for (int h = 0; h < NH; ++h) {
-      store(scores + h * stride + block * POSITIONS, acc[h][0]);
-      store(scores + h * stride + (block + 1) * POSITIONS, acc[h][1]);
+      store(scores + h * CHUNK + block * POSITIONS, acc[h][0]);
+      store(scores + h * CHUNK + (block + 1) * POSITIONS, acc[h][1]);
     }
   }
   if (block < num_blocks) {
@@ -308,32 +338,36 @@ void attention_scores(const float* q, const float* cache, const float* ahead, in
     v8 acc[NH] = {};
     for (int d = 0; d < latent; ++d)
       for (int h = 0; h < NH; ++h) acc[h] += splat<v8>(q[h * latent + d]) * load<v8>(keys + d * POSITIONS);
-    for (int h = 0; h < NH; ++h) store(scores + h * stride + block * POSITIONS, acc[h]);
+    for (int h = 0; h < NH; ++h) store(scores + h * CHUNK + block * POSITIONS, acc[h]);
   }
 }
 
-// In place softmax of the first `length` scores times `scale`; the rest of the last block becomes 0.
-void softmax(float* scores, int length, int num_blocks, float scale) {
+// In place exp(score * scale - top) of the first `length` scores; the rest of the last block becomes 0. Returns what
+// sums over earlier chunks have to be multiplied by, now that `top` may be larger.
+float exponentials(float* scores, int length, int num_blocks, float scale, RunningSoftmax& running) {
   for (int s = length; s < num_blocks * POSITIONS; ++s) scores[s] = scores[0];  // a copy cannot change the maximum
   v8 best = load<v8>(scores);
   for (int b = 1; b < num_blocks; ++b) {
     const v8 value = load<v8>(scores + b * POSITIONS);
     best = value > best ? value : best;
   }
-  const float top = max_lane(best) * scale;
+  const float top = std::max(running.top, max_lane(best) * scale);
+  const float correction = exp_lanes(splat<v8>(running.top - top))[0];
   for (int b = 0; b < num_blocks; ++b)
     store(scores + b * POSITIONS, exp_lanes(load<v8>(scores + b * POSITIONS) * scale - top));
   for (int s = length; s < num_blocks * POSITIONS; ++s) scores[s] = 0.0f;
   v8 sum{};
   for (int b = 0; b < num_blocks; ++b) sum += load<v8>(scores + b * POSITIONS);
-  const float inverse = 1.0f / sum_lanes(sum);
-  for (int b = 0; b < num_blocks; ++b) store(scores + b * POSITIONS, load<v8>(scores + b * POSITIONS) * inverse);
+  running.top = top;
+  running.sum = running.sum * correction + sum_lanes(sum);
+  return correction;
 }
 
-// context[h][c] = sum_s probs[h][s] * cache[s][c] for NH heads, two latent dimensions at a time.
+// context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads, two latent dimensions
+// at a time.
 template <int NH>
-void attention_context(const float* probs, int stride, const float* cache, int latent, int kv_rank, int num_blocks,
-                       float* context) {
+void attention_context(const float* weights, const float* corrections, const float* cache, int latent, int kv_rank,
+                       int num_blocks, float* context) {
   const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   for (int c = 0; c < kv_rank; c += 2) {
     const int second = c + 1 < kv_rank ? POSITIONS : 0;
@@ -341,37 +375,58 @@ void attention_context(const float* probs, int stride, const float* cache, int l
     const float* values = cache + c * POSITIONS;
     for (int block = 0; block < num_blocks; ++block, values += block_size) {
       const v8 value0 = load<v8>(values), value1 = load<v8>(values + second);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int h = 0; h < NH; ++h) {
-        const v8 p = load<v8>(probs + h * stride + block * POSITIONS);
+        const v8 p = load<v8>(weights + h * CHUNK + block * POSITIONS);
         acc[h][0] += p * value0;
         acc[h][1] += p * value1;
       }
     }
     for (int h = 0; h < NH; ++h) {
-      context[h * kv_rank + c] = sum_lanes(acc[h][0]);
-      if (second) context[h * kv_rank + c + 1] = sum_lanes(acc[h][1]);
+      float* out = context + h * kv_rank + c;
+      const auto [sum0, sum1] = sum_lanes_of_two(acc[h][0], acc[h][1]);
+      out[0] = out[0] * corrections[h] + sum0;
+      if (second) out[1] = out[1] * corrections[h] + sum1;
     }
   }
 }
 
+// One chunk of `length` positions for NH heads.
 template <int NH>
-void attend_heads(const R1Model& model, const float* q, const float* cache, const float* ahead, int length,
-                  float* scores, float* context) {
+void attend_chunk(const R1Model& model, const float* q, const float* cache, const float* ahead, int length,
+                  float* scores, RunningSoftmax* running, float* context) {
   const int latent = model.kv_rank + model.rope, num_blocks = (length + POSITIONS - 1) / POSITIONS;
-  attention_scores<NH>(q, cache, ahead, latent, num_blocks, scores, model.capacity);
-  for (int h = 0; h < NH; ++h) softmax(scores + h * model.capacity, length, num_blocks, model.attention_scaling);
-  attention_context<NH>(scores, model.capacity, cache, latent, model.kv_rank, num_blocks, context);
+  attention_scores<NH>(q, cache, ahead, latent, num_blocks, scores);
+  float corrections[NH];
+  for (int h = 0; h < NH; ++h)
+    corrections[h] = exponentials(scores + h * CHUNK, length, num_blocks, model.attention_scaling, running[h]);
+  attention_context<NH>(scores, corrections, cache, latent, model.kv_rank, num_blocks, context);
 }
 
 void attend_row(const R1Model& model, const float* q, const float* cache, const float* next_cache, int length,
-                float* scores, float* context) {
-  const int latent = model.kv_rank + model.rope;
-  int h = 0;
-  for (; h + 4 <= model.heads; h += 4)
-    attend_heads<4>(model, q + h * latent, cache, next_cache, length, scores, context + h * model.kv_rank);
-  for (; h < model.heads; ++h)
-    attend_heads<1>(model, q + h * latent, cache, next_cache, length, scores, context + h * model.kv_rank);
+                Workspace& ws, float* context) {
+  const int latent = model.kv_rank + model.rope, kv_rank = model.kv_rank;
+  float* scores = ws.scores.data();
+  std::vector<RunningSoftmax>& running = ws.running;
+  std::fill(running.begin(), running.end(), RunningSoftmax());
+  std::fill_n(context, static_cast<size_t>(model.heads) * kv_rank, 0.0f);
+  for (int first = 0; first < length; first += CHUNK) {
+    const int size = std::min(CHUNK, length - first);
+    const float* chunk = cache + static_cast<size_t>(first) * latent;
+    const float* ahead = first + CHUNK < length ? chunk + static_cast<size_t>(CHUNK) * latent : next_cache;
+    for (int h = 0; h < model.heads;) {
+      const auto attend = [&](auto NH) {
+        attend_chunk<NH>(model, q + h * latent, chunk, ahead, size, scores, running.data() + h, context + h * kv_rank);
+        h += NH;
+        ahead = chunk;  // fetched once is enough
+      };
+      with_constant<MAX_HEADS>(model.heads - h, attend);
+    }
+  }
+  for (int h = 0; h < model.heads; ++h) {
+    const float inverse = 1.0f / running[h].sum;
+    for (int c = 0; c < kv_rank; ++c) context[h * kv_rank + c] *= inverse;
+  }
 }
 
 inline float* cache_of(const R1Model& model, int layer, int slot) {
@@ -425,8 +480,7 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
   for (int m = 0; m < rows; ++m)
     attend_row(model, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
                cache_of(model, index, slot[m]), cache_of(model, index, slot[std::min(m + 1, rows - 1)]),
-               position[m] + 1, ws.scores.data(),
-               ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
+               position[m] + 1, ws, ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
   const int o_size = model.heads * model.v_dim;
   for (int h = 0; h < model.heads; ++h)
     gemm(ws.context.data() + h * model.kv_rank, model.heads * model.kv_rank, layer.value_up + h * value_panels,
