@@ -1,4 +1,4 @@
-"""The compiled decoder against length and batch: CPU time and cache memory a token, beside the least time it could take.
+"""The compiled decoder against length and batch: CPU time a token beside the least it could take, and cache memory.
 
     python tests/bench/bench_context.py [--size medium] [--batch 1 16 128] [--length 128 ... 4096] [--core 1] [--write]
 

@@ -84,7 +84,7 @@ def test_whole_prompts_and_single_tokens_agree_bitwise(cpu_kernels):
 @pytest.mark.parametrize("length", [256, 257, 700])
 @torch.no_grad()
 def test_contexts_longer_than_a_chunk(decoder_class, num_heads, length):
-    """The compiled decoder reads its cache 256 positions at a time, and rescales when a later chunk's score is larger."""
+    """The compiled decoder reads 256 positions at a time, and rescales when a later chunk has a larger score."""
     policy = make_policy(num_attention_heads=num_heads, num_key_value_heads=num_heads, max_position_embeddings=1024)
     with torch.no_grad():
         policy.model.layers[0].self_attn.q_b_proj.weight.mul_(20)  # scores some tens apart: a softmax of few tokens
