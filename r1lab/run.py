@@ -101,7 +101,7 @@ class Run:
         config: see `RunConfig`.
         accelerator: the trainer's.
         tokenizer: saved beside the policy in every checkpoint.
-        evaluators: held-out split -> its evaluation.
+        evaluators: held-out split -> its evaluation, which all processes call at the same time.
         settings: what `config.yaml` records.
 
     Raises:
@@ -234,23 +234,18 @@ class Run:
             self.progress.show_sample(step, best=(best.text, best.reward), worst=(worst.text, worst.reward))
 
     def _evaluate(self, num_problems: int, num_samples: int) -> dict[str, float]:
-        """Main process only; the others wait at the next exchange."""
-        if not self.is_main:
-            return {}
         return _flat(self._evaluate_splits(num_problems, num_samples))
 
     def _evaluate_splits(self, *sizes: int, **options: bool) -> dict[str, dict[str, float]]:
         return {split: evaluate(*sizes, **options) for split, evaluate in self.evaluators.items()}
 
     def _evaluate_fully(self, when: str) -> None:
-        if not self.is_main:
-            return
         sizes = self.config.final_num_problems, self.config.final_num_samples
         self.progress.message(f"evaluating the {when} policy on {', '.join(self.evaluators)} ...")
         self.results[when] = self._evaluate_splits(*sizes)
-        if when == "base":
+        if when == "base" and self.is_main:
             self._log({"step": 0, **_flat(self.results["base"])})
-        else:
+        if when == "final":
             self.results["final_reflection_banned"] = self._evaluate_splits(*sizes, ban_reflection=True)
 
     def _save(self) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object, set_seed
 from trl import TrlParser
 
 from r1lab.checkpoint import CheckpointError
@@ -89,14 +89,20 @@ def build_sampler(engine, config: GRPOConfig):
     return lambda prompt_ids, seeds: generate(prompt_ids, params, seeds=seeds)
 
 
-def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int):
-    """(num_problems, num_samples, ban_reflection=False) -> sampled and greedy results on one held-out split."""
+def build_evaluator(engine, tokenizer, prompts, reward, max_tokens: int, accelerator: Accelerator | None = None):
+    """(num_problems, num_samples, ban_reflection=False) -> sampled and greedy results on one held-out split.
+
+    With an accelerator the problems are shared out among its processes.
+    """
     decode = partial(tokenizer.decode, skip_special_tokens=True)
+    shares = {}
+    if accelerator is not None and accelerator.num_processes > 1:
+        shares = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "gather": gather_object}
 
     def evaluate(num_problems: int, num_samples: int, ban_reflection: bool = False) -> dict[str, float]:
         banned = reflection_token_ids(tokenizer) if ban_reflection else ()
         generate = build_generate(engine, max_tokens=max_tokens, banned_token_ids=banned)
-        return evaluate_split(prompts[:num_problems], generate, decode, reward, num_samples=num_samples)
+        return evaluate_split(prompts[:num_problems], generate, decode, reward, num_samples=num_samples, **shares)
 
     return evaluate
 
@@ -109,7 +115,7 @@ def build_accelerator(run_config: RunConfig) -> Accelerator:
         kwargs_handlers=[
             # The experts' load is counted by each process; DDP would overwrite it with the first one's.
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # The others wait while the first one evaluates.
+            # Whoever has the shorter completions waits for the others.
             InitProcessGroupKwargs(timeout=timedelta(hours=2)),
         ],
     )
@@ -143,7 +149,7 @@ def train(script: ScriptArguments, run_config: RunConfig, config: GRPOConfig, ac
     if run_config.log_with:
         accelerator.init_trackers("r1lab")
     evaluators = {
-        split: build_evaluator(engine, tokenizer, prompts, reward_funcs[0], config.max_completion_length)
+        split: build_evaluator(engine, tokenizer, prompts, reward_funcs[0], config.max_completion_length, accelerator)
         for split, prompts in held_out.items()
     }
     settings = asdict(script) | asdict(run_config) | asdict(config)

@@ -13,7 +13,14 @@ from r1lab.evaluate.compare import Comparison, compare_evaluations
 from r1lab.evaluate.judge import Judged, RewardFunction, find_answer, judge_answer, judge_completions
 from r1lab.evaluate.plot import plot_pass_at_k
 from r1lab.evaluate.problems import build_human_eval, load_problems
-from r1lab.evaluate.split import SplitOutcome, build_generate, evaluate_split, judge_split, reflection_token_ids
+from r1lab.evaluate.split import (
+    SplitOutcome,
+    build_generate,
+    evaluate_split,
+    join_shares,
+    judge_split,
+    reflection_token_ids,
+)
 from r1lab.evaluate.statistics import (
     bootstrap_intervals,
     majority_is_correct,
@@ -36,6 +43,7 @@ __all__ = [
     "build_human_eval",
     "compare_evaluations",
     "evaluate_split",
+    "join_shares",
     "find_answer",
     "judge_answer",
     "judge_completions",

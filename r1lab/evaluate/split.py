@@ -15,6 +15,9 @@ from r1lab.types import Completion, Prompt
 Generate = Callable[[list[list[int]], int, float], list[list[Completion]]]
 """(prompt_ids, completions per prompt, temperature) -> completions; temperature 0 is greedy."""
 
+Gather = Callable[[list], list]
+"""Concatenates a list over all processes, in the order of their ranks: `accelerate.utils.gather_object`."""
+
 Watch = Callable[[Iterable, int], Iterable]
 """(items, how many) -> the same items, with a progress bar."""
 
@@ -68,7 +71,10 @@ def build_generate(
             banned_token_ids=banned_token_ids,
         )
         engine.model.eval()
-        return engine.generate(prompt_ids, params, seeds=[[_seed(ids) + i for i in range(n)] for ids in prompt_ids])
+        seeds = [[_seed(ids) + i for i in range(n)] for ids in prompt_ids]
+        # An engine that answers several processes together is asked by all of them at once.
+        draw = getattr(engine, "generate_together", engine.generate)
+        return draw(prompt_ids, params, seeds=seeds)
 
     return generate
 
@@ -88,8 +94,9 @@ def judge_split(
     watch: Watch | None = None,
 ) -> SplitOutcome:
     """Samples `num_samples` completions a prompt at `temperature` and one greedily, and judges them all."""
-    size = max(1, REQUESTS_PER_CHUNK // num_samples) if watch else len(prompts)
-    chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    size = max(1, REQUESTS_PER_CHUNK // num_samples)
+    # All at once without a bar, and even where there is nothing: engines may answer several processes together.
+    chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)] if watch else [prompts]
     sampled, greedy = [], []
     for chunk in watch(chunks, len(chunks)) if watch else chunks:
         ids = [prompt.token_ids for prompt in chunk]
@@ -111,14 +118,33 @@ def evaluate_split(
     *,
     num_samples: int,
     temperature: float = 1.0,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = list,
 ) -> dict[str, float]:
     """Sampled (`num_samples` at `temperature`) and greedy results on one split.
+
+    With several processes, all of which call it, process `rank` of `world_size` takes every `world_size`-th problem;
+    gather concatenates a list over them. The results are those of one process, and the same on each.
 
     Returns `accuracy`, `accuracy_blind` (with `_se`), `format`, `mean_length`, `clipped_ratio`, `pass@k`,
     `pass_blind@k`, `maj@k`, `reflection/*`, and `greedy_accuracy`, `greedy_accuracy_blind`.
     """
-    outcome = judge_split(prompts, generate, decode, reward, num_samples=num_samples, temperature=temperature)
-    return outcome.summary()
+    share = prompts[rank::world_size]
+    outcome = judge_split(share, generate, decode, reward, num_samples=num_samples, temperature=temperature)
+    return join_shares(gather([outcome])).summary()
+
+
+def join_shares(shares: Sequence[SplitOutcome]) -> SplitOutcome:
+    """The whole split's outcome, from those of its problems 0, n, 2n, ..., of 1, n + 1, 2n + 1, ..., and so on."""
+
+    def interleave(name: str) -> list:
+        parts = [getattr(share, name) for share in shares]
+        return [part[turn] for turn in range(len(parts[0])) for part in parts if turn < len(part)]
+
+    return SplitOutcome(
+        interleave("prompts"), interleave("sampled"), interleave("greedy"), all(share.has_votes for share in shares)
+    )
 
 
 def reflection_token_ids(tokenizer: Any) -> tuple[int, ...]:

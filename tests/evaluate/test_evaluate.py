@@ -7,8 +7,10 @@ from r1lab.evaluate import (
     Judged,
     evaluate_split,
     find_answer,
+    join_shares,
     judge_answer,
     judge_completions,
+    judge_split,
     majority_is_correct,
     pass_at_k,
     reflection_token_ids,
@@ -176,6 +178,25 @@ def test_a_split_is_sampled_and_decoded_greedily():
     assert results["accuracy"] == pytest.approx(1 / 3) and results["accuracy_blind"] == pytest.approx(2 / 3)
     assert results["greedy_accuracy"] == 0.0 and results["greedy_accuracy_blind"] == 1.0
     assert results["accuracy_se"] == 0.0
+
+
+@pytest.mark.parametrize("num_problems", [0, 1, 2, 7])
+def test_shares_of_processes_join_to_what_one_process_finds(num_problems):
+    prompts = [Prompt(f"problem {i}", [1 + i % 3], {"target": 8}) for i in range(num_problems)]
+
+    def generate(prompt_ids, n, temperature):
+        return [[_complete(ids[0])] * n for ids in prompt_ids]
+
+    how = {"decode": lambda ids: TEXTS[ids[0]], "reward": _strict_reward, "num_samples": 2}
+    shares = [judge_split(prompts[rank::3], generate, **how) for rank in range(3)]
+    whole = judge_split(prompts, generate, **how)
+    assert join_shares(shares) == whole
+    if num_problems:
+        gathered = [
+            evaluate_split(prompts, generate, **how, rank=rank, world_size=3, gather=lambda own: shares)
+            for rank in range(3)
+        ]
+        assert gathered == [whole.summary()] * 3
 
 
 def test_the_ablation_bans_exactly_the_reflective_words_of_the_vocabulary():

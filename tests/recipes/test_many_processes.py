@@ -1,5 +1,6 @@
 """The recipe over processes and machines: the run of one process, and checkpoints that any number goes on from."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -75,6 +76,9 @@ def test_two_machines_run_what_one_process_runs(run_of_one, run_of_two_machines)
     for name in ("reward", "loss", "grad_norm", "entropy", "moe/max_vio", "completions/mean_length", "num_tokens"):
         assert ours[name].tolist() == pytest.approx(theirs[name].tolist(), abs=1e-5, nan_ok=True), name
     assert (ours["time/tokens_per_second_per_process"][1:] > 0).all()
+    # Problems shared out among processes: before any update the very same results.
+    ours, theirs = (json.loads((run / "results.json").read_text())["base"] for run in (run_of_two_machines, run_of_one))
+    assert ours == theirs and ours
     assert len(load_run(run_of_two_machines).completions) == len(load_run(run_of_one).completions)
 
 
