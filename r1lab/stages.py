@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+
+from r1lab.files import replacing
 
 MARKER = "stage.json"
 
@@ -88,9 +89,8 @@ def _write(directory: Path, marker: dict[str, Any]) -> None:
     state = PartialState()
     if state.is_main_process:
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".tmp-{MARKER}"
-        temporary.write_text(json.dumps(marker, indent=1) + "\n")
-        os.replace(temporary, directory / MARKER)
+        with replacing(directory / MARKER) as temporary:
+            temporary.write_text(json.dumps(marker, indent=1) + "\n")
     state.wait_for_everyone()
 
 

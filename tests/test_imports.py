@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = [
-    {"rewards", "r1lab.kernels"},
+    {"rewards", "r1lab.kernels", "r1lab.files"},
     {"r1lab.types", "r1lab.config"},
     {"r1lab.model", "r1lab.parallel"},
     {"r1lab.precision"},

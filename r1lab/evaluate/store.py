@@ -8,7 +8,6 @@ A split's name is `<task>/<difficulty>`, or the task's alone.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from r1lab.evaluate.judge import Judged
 from r1lab.evaluate.split import SplitOutcome
 from r1lab.evaluate.statistics import bootstrap_intervals
+from r1lab.files import replacing
 
 FORMAT = 1
 _FLAGS = {
@@ -83,18 +83,14 @@ def write_evaluation(
         "results": results,
         "intervals": intervals,
     }
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        # One problem a line: small, and still a file that can be read and diffed.
-        lines = ",\n".join(
-            f"{json.dumps(split)}: [\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]"
-            for split, rows in problems.items()
-        )
-        text = json.dumps(_without_nan(head), indent=1).removesuffix("\n}") + f',\n "problems": {{\n{lines}\n}}\n}}\n'
+    # One problem a line: small, and still a file that can be read and diffed.
+    lines = ",\n".join(
+        f"{json.dumps(split)}: [\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]"
+        for split, rows in problems.items()
+    )
+    text = json.dumps(_without_nan(head), indent=1).removesuffix("\n}") + f',\n "problems": {{\n{lines}\n}}\n}}\n'
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def summaries(evaluation: Evaluation) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, tuple[float, float]]]]:

@@ -10,7 +10,6 @@ does not divide the shape (`kv_a_proj_with_mqa` of V3 itself has 576 rows).
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import DeepseekV3Config
 
+from r1lab.files import replacing
 from r1lab.kernels import ops
 from r1lab.kernels.reference import TILE
 from r1lab.model import PolicyForCausalLM
@@ -116,16 +116,14 @@ def _quantize_file(path: Path) -> list[str]:
             if _QUANTIZED.fullmatch(name):
                 tensor, tensors[name + SCALE_SUFFIX] = ops.quantize_tiles(tensor, TILE)
             tensors[name] = tensor
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     return list(tensors)
 
 
 def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _read_weights(directory: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from r1lab.files import replacing
+
 
 class MetricsLog:
     """Appends to a run's `metrics.jsonl`.
@@ -50,12 +52,10 @@ class MetricsLog:
             return 0
         rows = read_metrics(self.path)
         kept = [row for row in rows if row["step"] <= step]
-        temporary = self.path.with_name(f".tmp-{self.path.name}")
-        with open(temporary, "w", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path)
         return len(rows) - len(kept)
 
     def close(self) -> None:

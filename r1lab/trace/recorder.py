@@ -11,12 +11,12 @@ many groups of every step are kept, whole, spread evenly over the step's.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from r1lab.files import replacing
 from r1lab.trace.words import find_reflections
 from r1lab.types import Prompt, RolloutGroup
 
@@ -59,12 +59,8 @@ def write_completions(
     directory = Path(run_dir) / "completions"
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"completions_{step:05d}.parquet"
-    temporary = directory / f".tmp-{final.name}"
-    try:
+    with replacing(final) as temporary:
         pyarrow.parquet.write_table(table, temporary)
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
     return final
 
 

@@ -2,12 +2,12 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from r1lab.files import replacing
 from r1lab.trace.report.build import build_data, encode_json
 from r1lab.trace.report.source import read_source
 
@@ -53,12 +53,8 @@ def write_report(
     data = build_data(source, max_bytes, _tokenizer_file(tokenizer), _progress_bar if show_progress else _no_bar)
     out = Path(out) if out is not None else source.run.path / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    try:
+    with replacing(out) as temporary:
         temporary.write_bytes(render_page(data))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out
 
 
