@@ -40,6 +40,7 @@ from r1lab.run import RunConfig
         ({"vllm_gpu_memory_utilization": 0.0}, "vllm_gpu_memory_utilization=0.0"),
         ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size=2: only 1"),
         ({"use_vllm": True, "num_speculative_tokens": 1}, "num_speculative_tokens=1 drafts in the native engine only"),
+        ({"use_vllm": True, "router_replay": True}, "router_replay=True needs rollouts that record their experts"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):
