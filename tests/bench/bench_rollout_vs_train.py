@@ -4,14 +4,16 @@
     python tests/bench/bench_rollout_vs_train.py --fp8 [--num_tokens 100000]
 
 Groups are sampled as GRPO samples them (prompts of the tasks, ragged lengths, temperature 1), laid out in the trainer's
-micro-batches (prompts shared, no padding) and passed through its training pass, forward only. Printed: the sampled
-tokens, the difference of their log-probabilities in nats, and the routing flips, the (token, MoE layer) pairs whose set
-of experts is another one than in the rollout; a prompt's tokens count once a micro-batch. Must, in fp32 and without
-replay: differences of at most 1e-5 and not one flip; the exit code is 1 otherwise. What is above is compared with a
-pass in float64, which says how much of it is each side's rounding.
+micro-batches (prompts shared, no padding) and passed through its training pass, forward only, without and with the
+rollout's experts replayed. Printed for each: the sampled tokens, the difference of their log-probabilities in nats, and
+the routing flips, the (token, MoE layer) pairs where the pass, left to itself, chooses another set of experts than the
+rollout did; a prompt's tokens count once a micro-batch. A flip's margin is by how much the last chosen expert's score
+is ahead of the next one's: flips of tiny margins are rounding, others a mistake.
+
+Must, in fp32 and without replay: differences of at most 1e-5 and not one flip; the exit code is 1 otherwise. What is
+above is compared with a pass in float64, which says how much of it is each side's rounding.
 --fp8: the pass in FP8 (`r1lab.precision`), beside rollouts with its rounded weights and fp32 activations: the two
-really differ, and each group goes through the pass twice, without and with the rollout's experts replayed. Flips are
-what the layers would have chosen, either way.
+really differ.
 """
 
 import argparse
@@ -55,19 +57,22 @@ class Differences:
     num_flips: int = 0
     num_pairs: int = 0
     """(token, MoE layer) pairs whose routing was recorded."""
+    largest_margin: float = 0.0
+    """Of the flips."""
 
-    def add(self, difference: torch.Tensor, is_flipped: torch.Tensor) -> None:
+    def add(self, difference: torch.Tensor, is_flipped: torch.Tensor, margin: torch.Tensor) -> None:
         self.num_tokens += len(difference)
         self.total += difference.double().sum().item()
         self.largest = max(self.largest, difference.max().item())
         self.num_flips += int(is_flipped.sum())
         self.num_pairs += is_flipped.numel()
+        self.largest_margin = max(self.largest_margin, margin[is_flipped].max().item() if is_flipped.any() else 0.0)
 
     def line(self, name: str) -> str:
         return (
             f"{name:<16} {self.num_tokens:>9,} tokens   |logp difference| mean {self.total / self.num_tokens:.2e} max "
             f"{self.largest:.2e} nats, {len(self.over):,} over {MUST_DIFFERENCE:g}   {self.num_flips:,} flips of "
-            f"{self.num_pairs:,} ({100 * self.num_flips / self.num_pairs:.4f} %)"
+            f"{self.num_pairs:,} ({100 * self.num_flips / self.num_pairs:.4f} %), margins to {self.largest_margin:.1e}"
         )
 
 
@@ -81,13 +86,16 @@ def sampled_groups(engine: RolloutEngine, prompts: list[Prompt], max_tokens: int
 
 
 @contextmanager
-def own_choices(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What the policy's gates choose by themselves in the pass inside, one [N, K] a layer, replay or not."""
-    chosen: list[torch.Tensor] = []
+def own_choices(model: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What the policy's gates choose by themselves in the pass inside, replay or not: (experts [N, K], margin [N]) a
+    layer."""
+    chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(gate: TopkGate, _, output) -> None:
+        logits, bias = output[0].detach(), gate.e_score_correction_bias
         settings = gate.n_group, gate.topk_group, gate.top_k, gate.norm_topk_prob, gate.routed_scaling_factor
-        chosen.append(ops.moe_gate(output[0].detach(), gate.e_score_correction_bias, *settings)[0])
+        best = (logits.sigmoid() + bias).topk(gate.top_k + 1).values  # the base has one group of experts
+        chosen.append((ops.moe_gate(logits, bias, *settings)[0], best[:, -2] - best[:, -1]))
 
     hooks = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, TopkGate)]
     try:
@@ -103,11 +111,11 @@ def compare(model: LogpsModel, batch: TrainBatch, is_replayed: bool, differences
         logps = completion_logps(model, batch if is_replayed else replace(batch, routing=None))[0].detach()
     packing = build_packing(batch.attention_mask, None, tuple(batch.input_ids.shape), batch.shared_lengths)
     routing = batch.routing.flatten(0, 1) if packing is None else packing.take(batch.routing).squeeze(0)
-    own = torch.stack(chosen, dim=1)
+    own, margin = (torch.stack(parts, dim=1) for parts in zip(*chosen))
     is_flipped = (own.sort(-1).values != routing.long().sort(-1).values).any(-1)
     is_recorded = (routing >= 0).all(-1).all(-1)
     difference_BT = (logps - batch.rollout_logps).abs() * batch.completion_mask
-    differences.add(difference_BT[batch.completion_mask], is_flipped[is_recorded])
+    differences.add(difference_BT[batch.completion_mask], is_flipped[is_recorded], margin[is_recorded])
     for i, t in (difference_BT > MUST_DIFFERENCE).nonzero().tolist():
         tokens = batch.input_ids[i, : t + 2].tolist()
         differences.over.append((tokens, batch.rollout_logps[i, t].item(), logps[i, t].item()))
@@ -131,7 +139,7 @@ def measure(policy, tokenizer, options) -> dict[str, Differences]:
     model = LogpsModel(policy)
     prompts = {task: encode_prompts(load_task(task, "train", options.num_problems, 0), tokenizer, max_length=512)
                for task in options.task}  # fmt: skip
-    sides = {"without replay": False} | ({"with replay": True} if options.fp8 else {})
+    sides = {"without replay": False, "with replay": True}
     results = {name: Differences() for name in sides}
     step, start, reported = 0, time.perf_counter(), 0
     while results["without replay"].num_tokens < options.num_tokens:
@@ -161,7 +169,7 @@ def main():
     parser.add_argument("--num_problems", type=int, default=8192, help="distinct problems of each task")
     parser.add_argument("--max_tokens", type=int, default=256, help="longest completion")
     parser.add_argument("--max_tokens_per_batch", type=int, default=4096, help="tokens computed in a micro-batch")
-    parser.add_argument("--fp8", action="store_true", help="the training pass in FP8, without and with replay")
+    parser.add_argument("--fp8", action="store_true", help="the training pass in FP8")
     parser.add_argument("--core", type=int, default=None, help="pin this process to one core")
     options = parser.parse_args()
     pin(options.core)
