@@ -140,6 +140,13 @@ class GRPOConfig:
             "rounded alike."
         },
     )
+    router_replay: bool = field(
+        default=False,
+        metadata={
+            "help": "Train each token through the experts that it was sampled with, weighed by the training pass's own "
+            "gate (Rollout Routing Replay, R3: Ma et al. 2025, arXiv:2510.11370); for the native engine."
+        },
+    )
     expert_parallel_size: int = field(
         default=1,
         metadata={
@@ -211,6 +218,11 @@ class GRPOConfig:
             raise ValueError(
                 f"num_speculative_tokens={self.num_speculative_tokens} drafts in the native engine only; leave it at 0 "
                 "with use_vllm (a server takes --speculative-config)"
+            )
+        if self.use_vllm and self.router_replay:
+            raise ValueError(
+                "router_replay=True needs rollouts that record their experts, which vLLM's do not; leave it off with "
+                "use_vllm, or sample with the native engine (use_vllm=False)"
             )
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         if low is not None and high is not None and low >= high:

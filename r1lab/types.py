@@ -37,6 +37,12 @@ class Completion:
     top-k / top-p, so that it compares with the training forward. Nats; same length as `token_ids`."""
     finish_reason: FinishReason
     """"stop": the end-of-sequence token was sampled; "length": cut at `max_tokens`."""
+    routing: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    """int16 [len(token_ids), MoE layers, K]: the experts that each layer chose, best first, for the token that each of
+    `token_ids` was predicted from: the prompt's last, then all that was sampled but the last. None: not recorded."""
+    prompt_routing: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    """int16 [prompt tokens - 1, MoE layers, K]: the same of the prompt's other tokens; one tensor for the whole group.
+    """
 
 
 @dataclass(slots=True)
@@ -94,6 +100,9 @@ class TrainBatch:
     shared_lengths: torch.Tensor | None = None
     """[B] int64: how many first tokens, its prompt's, a row has in common with the row above it, 0 for none. A policy
     that can computes them once. None: rows are to be computed apart."""
+    routing: torch.Tensor | None = None
+    """[B, T, MoE layers, K] int16: the experts to compute each token with (`Completion.routing`); -1 where none were
+    recorded: on padding, and on a row's last token, which was never fed. None: every layer chooses for itself."""
     rollouts: list[Rollout] = field(default_factory=list)
     """[B], whose rows these are: they keep what the training pass finds."""
 

@@ -83,6 +83,7 @@ def build_sampler(engine, config: GRPOConfig):
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
+        record_routing=config.router_replay,
     )
     is_shared = isinstance(engine, VLLMRolloutEngine)
     generate = engine.generate_together if is_shared else engine.generate

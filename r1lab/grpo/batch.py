@@ -26,6 +26,7 @@ def build_batches(
     skip_zero_advantage: bool = True,
     mask_truncated_completions: bool = False,
     share_prompts: bool = False,
+    replay_routing: bool = False,
 ) -> tuple[list[TrainBatch], BatchTotals]:
     """Rows `prompt + completion`, longest first, in micro-batches of at most `max_tokens_per_batch` padded tokens.
 
@@ -36,14 +37,16 @@ def build_batches(
     gradient is exactly 0 under every loss without a KL or entropy term, so pass False with beta != 0.
     mask_truncated_completions trains no token of a completion cut at its length limit (DAPO, arXiv:2503.14476,
     section 3.4); such tokens are not counted in the totals, their rows are.
+    replay_routing puts the experts that were recorded while sampling into `TrainBatch.routing`.
 
     The list may be empty, and its length may differ between the processes of a distributed run.
-    Raises ValueError for an empty prompt, a completion whose logps do not match its tokens, or a bad token limit.
+    Raises ValueError for an empty prompt, a completion whose logps (or routing, where asked for) do not match its
+    tokens, or a bad token limit.
     """
     if max_tokens_per_batch < 1:
         raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch}; pass a positive number of tokens")
     rows = [
-        _row(group.prompt, number, rollout, mask_truncated_completions)
+        _row(group.prompt, number, rollout, mask_truncated_completions, replay_routing)
         for number, group in enumerate(groups)
         for rollout in group.rollouts
     ]
@@ -67,6 +70,8 @@ class _Row:
     num_trained: int
     has_gradient: bool
     rollout: Rollout
+    routing: torch.Tensor | None
+    """[tokens - 1, MoE layers, K]: of all tokens but the last."""
 
 
 def has_gradient(rollout: Rollout, mask_truncated_completions: bool) -> bool:
@@ -79,7 +84,7 @@ def _num_trained(completion: Completion, mask_truncated: bool) -> int:
     return 0 if is_masked else len(completion.token_ids)
 
 
-def _row(prompt: Prompt, group: int, rollout: Rollout, mask_truncated: bool) -> _Row:
+def _row(prompt: Prompt, group: int, rollout: Rollout, mask_truncated: bool, replay_routing: bool) -> _Row:
     completion = rollout.completion
     _check(prompt, completion)
     return _Row(
@@ -91,7 +96,21 @@ def _row(prompt: Prompt, group: int, rollout: Rollout, mask_truncated: bool) -> 
         num_trained=_num_trained(completion, mask_truncated),
         has_gradient=has_gradient(rollout, mask_truncated),
         rollout=rollout,
+        routing=_routing(prompt, completion) if replay_routing else None,
     )
+
+
+def _routing(prompt: Prompt, completion: Completion) -> torch.Tensor:
+    parts = completion.prompt_routing, completion.routing
+    if any(part is None for part in parts):
+        raise ValueError(
+            "router_replay=True: a completion came without the experts that it was sampled with; sample with "
+            "RolloutEngine and SamplingParams(record_routing=True), or leave router_replay off"
+        )
+    lengths, expected = [len(part) for part in parts], [len(prompt.token_ids) - 1, len(completion.token_ids)]
+    if lengths != expected:
+        raise ValueError(f"prompt_routing, routing: of {lengths} tokens, expected {expected}; record one per token")
+    return torch.cat(parts)
 
 
 def _check(prompt: Prompt, completion: Completion) -> None:
@@ -132,6 +151,15 @@ def _shared_lengths(rows: list[_Row]) -> torch.Tensor:
     return torch.tensor([row.prompt_length if row.group == group else 0 for row, group in zip(rows, above)])
 
 
+def _pad_routing(rows: list[_Row], width: int) -> torch.Tensor | None:
+    if rows[0].routing is None:
+        return None
+    routing = torch.full((len(rows), width, *rows[0].routing.shape[1:]), -1, dtype=torch.int16)
+    for i, row in enumerate(rows):
+        routing[i, : len(row.routing)] = row.routing
+    return routing
+
+
 def _pad(rows: list[_Row], pad_token_id: int, share_prompts: bool) -> TrainBatch:
     size, width = len(rows), max(len(row.token_ids) for row in rows)
     input_ids = torch.full((size, width), pad_token_id, dtype=torch.int64)
@@ -153,5 +181,6 @@ def _pad(rows: list[_Row], pad_token_id: int, share_prompts: bool) -> TrainBatch
         advantages,
         rollout_logps,
         shared_lengths=_shared_lengths(rows) if share_prompts else None,
+        routing=_pad_routing(rows, width),
         rollouts=[row.rollout for row in rows],
     )

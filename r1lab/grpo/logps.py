@@ -8,7 +8,7 @@ from torch import nn
 
 from r1lab.kernels import ops
 from r1lab.kernels.reference.speculative_step import acceptance
-from r1lab.model import mtp_hidden_states
+from r1lab.model import check_replayable, mtp_hidden_states
 from r1lab.types import TrainBatch
 
 
@@ -37,20 +37,27 @@ class LogpsModel(nn.Module):
         completion_mask: torch.Tensor | None,
         temperature: float = 1.0,
         shared_lengths: torch.Tensor | None = None,
+        routing: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """ids, mask [B, T], completion_mask [B, T - 1] bool -> (logps, entropy), each [B, T - 1] float32, in nats; with
-        drafts also (draft_logps, acceptance), see `draft_logps`.
+        drafts also (draft_logps, acceptance), see `draft_logps`; with routing, last, also flips [B, T - 1] float32.
 
         Column t speaks about token t + 1; both are 0 where completion_mask is False. Entropy carries no gradient.
         shared_lengths [B]: as in `TrainBatch`; a policy of ours computes those tokens once, any other ignores them.
         completion_mask None, for a policy of ours: the tokens pass through its layers, which count the experts' load in
         training mode; returns ().
-        Raises ValueError for a temperature that is not positive or a completion_mask of another shape.
+        routing: as in `TrainBatch`, for a policy of ours, which computes with those experts. Flips: the share of the
+        MoE layers that would have chosen another set of experts for the token that column t reads last.
+        Raises ValueError for a temperature that is not positive, a completion_mask of another shape, or routing that
+        the policy cannot replay.
         """
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}; log-probabilities need a positive one")
+        if routing is not None:
+            check_replayable(self.policy)
+        inputs = input_ids, attention_mask, shared_lengths, routing
         if completion_mask is None:
-            self._hidden(input_ids, attention_mask, shared_lengths)
+            self._hidden(*inputs)
             return ()
         if completion_mask.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
             raise ValueError(
@@ -58,32 +65,35 @@ class LogpsModel(nn.Module):
             )
         targets = input_ids[:, 1:][completion_mask]
         drafts: tuple[torch.Tensor, ...] = ()
+        flips_BT = None
         if self.with_drafts:
-            hidden_BTD = self._hidden(input_ids, attention_mask, shared_lengths)
+            hidden_BTD, flips_BT = self._hidden(*inputs)
             hidden = hidden_BTD[:, :-1][completion_mask]
             logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
             drafts = draft_logps(
                 self.policy, hidden_BTD, input_ids, attention_mask, completion_mask, temperature, shared_lengths
             )
         elif callable(getattr(self.policy, "hidden_states", None)):
-            hidden = self._completion_hidden(input_ids, attention_mask, completion_mask, shared_lengths)
+            hidden, flips_BT = self._hidden(*inputs, at_BT=F.pad(completion_mask, (0, 1)))
             logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
         else:
             logits = self._completion_logits(input_ids, attention_mask, completion_mask)
             logps, entropy = _from_logits(logits, targets, temperature)
-        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy), *drafts
+        flips = () if flips_BT is None else (flips_BT[:, :-1].masked_fill(~completion_mask, 0.0),)
+        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy), *drafts, *flips
 
-    def _hidden(self, input_ids, attention_mask, shared_lengths) -> torch.Tensor:
-        """[B, T, D]."""
-        shared = {"shared_B": shared_lengths} if shares_prompts(self.policy) else {}
-        return self.policy.hidden_states(input_ids, attention_mask, **shared)
-
-    def _completion_hidden(self, input_ids, attention_mask, completion_mask, shared_lengths) -> torch.Tensor:
-        """[number of trained tokens, D]."""
-        if not shares_prompts(self.policy):
-            return self.policy.hidden_states(input_ids, attention_mask)[:, :-1][completion_mask]
-        at = F.pad(completion_mask, (0, 1))
-        return self.policy.hidden_states(input_ids, attention_mask, shared_B=shared_lengths, at_BT=at)
+    def _hidden(
+        self, input_ids, attention_mask, shared_lengths, routing, at_BT=None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(hidden states [B, T, D], or [number of True in at, D]; flips [B, T], None without routing)."""
+        if routing is not None:
+            return self.policy.hidden_states(
+                input_ids, attention_mask, shared_B=shared_lengths, at_BT=at_BT, routing_BTLK=routing
+            )
+        if shares_prompts(self.policy):
+            return self.policy.hidden_states(input_ids, attention_mask, shared_B=shared_lengths, at_BT=at_BT), None
+        hidden_BTD = self.policy.hidden_states(input_ids, attention_mask)
+        return hidden_BTD if at_BT is None else hidden_BTD[at_BT], None
 
     def _completion_logits(self, input_ids, attention_mask, completion_mask) -> torch.Tensor:
         """[number of trained tokens, V]; the columns before the first completion never meet the head."""
@@ -133,13 +143,14 @@ def shares_prompts(policy: nn.Module) -> bool:
 
 
 def completion_logps(model: nn.Module, batch: TrainBatch, temperature: float = 1.0) -> tuple[torch.Tensor, ...]:
-    """(logps, entropy) of a micro-batch, each [B, T - 1], and what a model with drafts adds; see `LogpsModel.forward`.
+    """(logps, entropy) of a micro-batch, each [B, T - 1], and what drafts and routing add; see `LogpsModel.forward`.
 
     `model` is a `LogpsModel`, that same module wrapped by accelerate, DDP, FSDP or torch.compile, or a bare policy.
     """
     if not isinstance(unwrap(model), LogpsModel):
         model = LogpsModel(model)
-    return model(batch.input_ids, batch.attention_mask, batch.completion_mask, temperature, batch.shared_lengths)
+    tensors = batch.input_ids, batch.attention_mask, batch.completion_mask
+    return model(*tensors, temperature, batch.shared_lengths, batch.routing)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -54,6 +54,8 @@ class Mismatch:
     """|training's logp - the rollout's| of the trained tokens, nats."""
     ratios: list[torch.Tensor] = field(default_factory=list)
     """Importance weights, bounded: one a trained token or row."""
+    flips: list[torch.Tensor] = field(default_factory=list)
+    """Share of the MoE layers that would have chosen other experts than the rollout did, one a trained token."""
 
     def add(
         self,
@@ -61,8 +63,10 @@ class Mismatch:
         rollout_logps: torch.Tensor,
         completion_mask: torch.Tensor,
         weights: torch.Tensor | None = None,
+        flips: torch.Tensor | None = None,
     ) -> None:
-        """logps, rollout_logps, completion_mask: [B, T]; weights: `importance_weights`, None without correction."""
+        """logps, rollout_logps, completion_mask: [B, T]; weights: `importance_weights`, None without correction; flips
+        [B, T]: of `LogpsModel`, None without recorded routing."""
         known = completion_mask & ~rollout_logps.isnan()
         self.differences.append((logps.detach() - rollout_logps).abs()[known])
         if weights is not None:
@@ -70,11 +74,15 @@ class Mismatch:
                 completion_mask if weights.shape == completion_mask.shape else completion_mask.any(1, keepdim=True)
             )
             self.ratios.append(weights[counted])
+        if flips is not None:
+            self.flips.append(flips[completion_mask])
 
     def metrics(self) -> dict[str, float]:
         """Over all processes, which must call it together: `sampling/sampling_logp_difference/mean` and `/max`; with
-        weights, and where a token was trained, `sampling/importance_sampling_ratio/min`, `/mean` and `/max`."""
-        differences, ratios = gather_object([_summary(self.differences)]), gather_object([_summary(self.ratios)])
+        weights, and where a token was trained, `sampling/importance_sampling_ratio/min`, `/mean` and `/max`; with
+        flips, likewise, `sampling/routing_flips`."""
+        own = tuple(_summary(parts) for parts in (self.differences, self.ratios, self.flips))
+        differences, ratios, flips = zip(*gather_object([own]))
         metrics = {
             "sampling/sampling_logp_difference/mean": _mean(differences),
             "sampling/sampling_logp_difference/max": max(
@@ -88,6 +96,8 @@ class Mismatch:
                 "sampling/importance_sampling_ratio/mean": _mean(known),
                 "sampling/importance_sampling_ratio/max": max(one.highest for one in known),
             }
+        if any(one.count for one in flips):
+            metrics["sampling/routing_flips"] = _mean(flips)
         return metrics
 
 

@@ -23,7 +23,7 @@ from r1lab.grpo.collect import Collector, PromptStream, Sampler, is_informative
 from r1lab.grpo.logps import LogpsModel
 from r1lab.grpo.score import RewardFunction
 from r1lab.grpo.update import PolicyUpdater
-from r1lab.model import has_mtp
+from r1lab.model import check_replayable, has_mtp
 from r1lab.parallel.spread import ParallelSettingsError, prepare_for_training, spread_policy
 from r1lab.precision import enable_fp8
 from r1lab.types import Prompt, RolloutGroup
@@ -61,8 +61,8 @@ class GRPOTrainer:
             copy of them.
 
     Raises:
-        ValueError: no prompts, a batch that the processes cannot share evenly, `fp8` for a policy without it, or
-            `mtp_loss_weight` without a multi-token-prediction module.
+        ValueError: no prompts, a batch that the processes cannot share evenly, `fp8` or `router_replay` for a policy
+            without it, or `mtp_loss_weight` without a multi-token-prediction module.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class GRPOTrainer:
                 f"mtp_loss_weight={config.mtp_loss_weight} needs a policy with its multi-token-prediction module; load "
                 "it with_mtp=True, or leave mtp_loss_weight at 0"
             )
+        if config.router_replay:
+            check_replayable(policy)
         if config.fp8:
             enable_fp8(policy)
         self.config, self.accelerator, self.policy = config, accelerator, policy
@@ -152,6 +154,8 @@ class GRPOTrainer:
             metrics |= self.updater.update(collection.trained)
         with record_function("r1lab/gather weights"):
             self.spread.gather()
+        if self.config.router_replay:
+            _forget_routing(collection.sampled)
         self.on_new_weights()
         self.step_index += 1
         self._count_skipped(metrics["skipped_updates"])
@@ -245,6 +249,13 @@ class GRPOTrainer:
         if self.updater.ref_model is not None:
             self.updater.ref_model.load_state_dict(state["ref_model"])
         self.on_new_weights()
+
+
+def _forget_routing(groups: Sequence[RolloutGroup]) -> None:
+    """It has been read, can be a kilobyte a token (V3's size), and groups are still to be gathered for their traces."""
+    for group in groups:
+        for rollout in group.rollouts:
+            rollout.completion.routing = rollout.completion.prompt_routing = None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -81,7 +81,8 @@ class PolicyUpdater:
 
     def _build(self, groups: Sequence[RolloutGroup]) -> Minibatch:
         limits = {"pad_token_id": self.pad_token_id, "max_tokens_per_batch": self.config.max_tokens_per_batch,
-                  "share_prompts": shares_prompts(self.policy)}  # fmt: skip
+                  "share_prompts": shares_prompts(self.policy),
+                  "replay_routing": self.config.router_replay}  # fmt: skip
         skip, mask_truncated = self.config.beta == 0, self.config.mask_truncated_completions
         batches, own = build_batches(
             groups, **limits, skip_zero_advantage=skip, mask_truncated_completions=mask_truncated
@@ -116,10 +117,12 @@ class PolicyUpdater:
         whole.eval()
         for batch in minibatch.batches:
             if needs_old:
-                batch.old_logps, entropy = completion_logps(whole, batch, self.config.temperature)
+                batch.old_logps, entropy, *_ = completion_logps(whole, batch, self.config.temperature)
                 _keep_on_rollouts(batch, batch.old_logps, entropy)
             if self.ref_model is not None:
-                batch.ref_logps = completion_logps(self.ref_model, batch, self.config.temperature)[0]
+                # It routes for itself: the KL is to the distribution that the reference is, with its own experts.
+                routed_freely = replace(batch, routing=None)
+                batch.ref_logps = completion_logps(self.ref_model, routed_freely, self.config.temperature)[0]
 
     def _update_once(self, minibatch: Minibatch, is_first: bool) -> dict[str, float]:
         outputs, mismatch, batches = [], Mismatch(), minibatch.batches
@@ -134,6 +137,7 @@ class PolicyUpdater:
             with nullcontext() if is_reduced else self.accelerator.no_sync(self.model):
                 with record_function("r1lab/forward"):
                     logps, entropy, *drafts = completion_logps(self.model, batch, self.config.temperature)
+                    flips = None if batch.routing is None else drafts.pop()
                     weights = self._rollout_weights(batch, logps)
                     output = self._loss(batch, logps, entropy, minibatch.totals, weights)
                     draft_loss = self._draft_loss(batch, drafts, minibatch.totals, output.metrics)
@@ -143,7 +147,7 @@ class PolicyUpdater:
                 _keep_on_rollouts(batch, logps, entropy)
             outputs.append(output)
             if is_first:
-                mismatch.add(logps, batch.rollout_logps, batch.completion_mask, weights)
+                mismatch.add(logps, batch.rollout_logps, batch.completion_mask, weights, flips)
         metrics = self._gather_metrics(batches, outputs)
         metrics |= mismatch.metrics() if is_first else {}
         with record_function("r1lab/optimizer"):
@@ -235,7 +239,10 @@ class PolicyUpdater:
         model = unwrap(self.model)  # DDP would prepare for a backward
         for batch in batches:
             self._set_mode(batch)
-            model(batch.input_ids, batch.attention_mask, None, shared_lengths=batch.shared_lengths)
+            model(
+                batch.input_ids, batch.attention_mask, None,
+                shared_lengths=batch.shared_lengths, routing=batch.routing,
+            )  # fmt: skip
 
     def _set_mode(self, batch: TrainBatch) -> None:
         """Training mode counts for the experts' load, where an empty batch's tokens, which are nobody's, do not."""

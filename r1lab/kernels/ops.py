@@ -18,8 +18,8 @@ from r1lab.kernels import cpu, reference  # noqa: F401  importing `cpu` register
 from r1lab.kernels.build import load_extension
 
 __all__ = [
-    "dequantize_tiles", "has_kernel", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "quantize_tiles",
-    "random_uniform", "rms_norm", "rope", "sampling", "scaled_gemm", "token_logps",
+    "dequantize_tiles", "has_kernel", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "moe_gate_weights",
+    "quantize_tiles", "random_uniform", "rms_norm", "rope", "sampling", "scaled_gemm", "token_logps",
 ]  # fmt: skip
 
 
@@ -119,6 +119,26 @@ def moe_gate(
     if _use_gpu_kernel(logits_TE):
         return _gpu().moe_gate(*args)
     return reference.moe_gate(*args)
+
+
+def moe_gate_weights(
+    logits_TE: Tensor, topk_idx_TK: Tensor, norm_topk_prob: bool, routed_scaling_factor: float
+) -> Tensor:
+    """Weigh K given experts a token as `moe_gate` weighs those that it chooses (DeepSeek-V3 report, equations 13, 15).
+
+    logits_TE: [T, E]; topk_idx_TK: [T, K] int64 in 0..E-1. Returns topk_weights [T, K], whose gradient flows to the
+    logits. The reference serves every device: it is a lookup, and off by default (Rollout Routing Replay).
+    Raises ValueError on shapes, dtypes or expert numbers that do not fit.
+    """
+    if logits_TE.dim() != 2 or topk_idx_TK.dim() != 2 or len(topk_idx_TK) != len(logits_TE):
+        raise ValueError(
+            f"logits_TE has shape {tuple(logits_TE.shape)}, topk_idx_TK {tuple(topk_idx_TK.shape)}: expected [T, E] "
+            "and [T, K]"
+        )
+    if topk_idx_TK.dtype != torch.int64:
+        raise ValueError(f"topk_idx_TK is {topk_idx_TK.dtype}: expected torch.int64")
+    _check_range("topk_idx_TK", topk_idx_TK, logits_TE.shape[1])
+    return reference.moe_gate_weights(logits_TE, topk_idx_TK, norm_topk_prob, routed_scaling_factor)
 
 
 def moe_experts(

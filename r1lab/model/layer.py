@@ -23,12 +23,19 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x_BTD: torch.Tensor, rotary, mask=None, token_mask_BT=None, packing=None, past_key_values=None
+        self,
+        x_BTD: torch.Tensor,
+        rotary,
+        mask=None,
+        token_mask_BT=None,
+        packing=None,
+        past_key_values=None,
+        replay=None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [B, T, D] -> (x [B, T, D], sequence-wise auxiliary loss or None); arguments as in the two halves."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, past_key_values, packing)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if not self.is_moe:
             return x_BTD + self.mlp(normed_BTD), None
-        y_BTD, aux_loss = self.mlp(normed_BTD, token_mask_BT, packing)
+        y_BTD, aux_loss = self.mlp(normed_BTD, token_mask_BT, packing, replay)
         return x_BTD + y_BTD, aux_loss

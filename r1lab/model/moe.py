@@ -15,6 +15,7 @@ from transformers import DeepseekV3Config
 
 from r1lab.kernels import ops
 from r1lab.model.packing import Packing
+from r1lab.model.replay import LayerReplay
 
 
 class SwiGLU(nn.Module):
@@ -47,8 +48,13 @@ class TopkGate(nn.Module):
         load_E = torch.zeros(self.num_experts, dtype=torch.int64)
         self.register_buffer("expert_load_E", load_E, persistent=False)
 
-    def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [T, D] -> (logits_TE fp32, topk_idx_TK int64, topk_weights_TK fp32)."""
+    def forward(
+        self, x_TD: torch.Tensor, replay: LayerReplay | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [T, D] -> (logits_TE fp32, topk_idx_TK int64, topk_weights_TK fp32).
+
+        replay: the experts to choose in place of the gate's own; their weights are the gate's all the same.
+        """
         logits_TE = F.linear(x_TD.float(), self.weight.float())
         topk_idx_TK, topk_weights_TK = ops.moe_gate(
             logits_TE,
@@ -59,6 +65,11 @@ class TopkGate(nn.Module):
             self.norm_topk_prob,
             self.routed_scaling_factor,
         )
+        if replay is not None:
+            topk_idx_TK = replay.choose(topk_idx_TK)
+            topk_weights_TK = ops.moe_gate_weights(
+                logits_TE, topk_idx_TK, self.norm_topk_prob, self.routed_scaling_factor
+            )
         return logits_TE, topk_idx_TK, topk_weights_TK
 
     @torch.no_grad()
@@ -119,17 +130,22 @@ class DeepseekMoE(nn.Module):
         self.seq_aux_loss_alpha = float(getattr(config, "seq_aux_loss_alpha", 0.0) or 0.0)
 
     def forward(
-        self, x_BTD: torch.Tensor, token_mask_BT: torch.Tensor | None = None, packing: Packing | None = None
+        self,
+        x_BTD: torch.Tensor,
+        token_mask_BT: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        replay: LayerReplay | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [B, T, D] -> (y [B, T, D], sequence-wise auxiliary loss or None).
 
         token_mask [B, T] bool, False on padding: it is routed but counts neither as load nor in the loss. packing: x is
-        [1, N, D], the tokens of several sequences; one that stands in several of them counts as often. In training mode
-        every call adds to `gate.expert_load_E` (twice under gradient checkpointing, in all layers alike, which changes
-        neither a bias step nor MaxVio), and returns the auxiliary loss if the config's `seq_aux_loss_alpha` is above 0.
+        [1, N, D], the tokens of several sequences; one that stands in several of them counts as often. replay: experts
+        to use in place of the gate's choice, and to count as its load. In training mode every call adds to
+        `gate.expert_load_E` (twice under gradient checkpointing, in all layers alike, which changes neither a bias step
+        nor MaxVio), and returns the auxiliary loss if the config's `seq_aux_loss_alpha` is above 0.
         """
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        logits_TE, topk_idx_TK, topk_weights_TK = self.gate(x_TD)
+        logits_TE, topk_idx_TK, topk_weights_TK = self.gate(x_TD, replay)
         y_BTD = self.experts(x_TD, topk_idx_TK, topk_weights_TK, self.shared_experts).view_as(x_BTD)
         if not self.training:
             return y_BTD, None

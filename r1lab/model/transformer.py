@@ -23,6 +23,7 @@ from r1lab.model.layer import DecoderLayer
 from r1lab.model.moe import RoutedExperts, TopkGate
 from r1lab.model.mtp import MTPLayer, check_mtp_loaded, checkpoint_copies, mtp_loss, require_mtp_config
 from r1lab.model.packing import Packing, build_packing
+from r1lab.model.replay import build_replay
 from r1lab.model.rope import PolicyRotaryEmbedding
 
 MAX_IGNORED_LAYERS = 8
@@ -63,6 +64,9 @@ class PolicyModelOutput(ModelOutput):
     """The cache that was passed in, now longer."""
     aux_loss: torch.Tensor | None = None
     """Scalar: the layers' sequence-wise balance losses, summed; None when the config asks for none or in eval mode."""
+    routing_flips: torch.Tensor | None = None
+    """[B, T] float32: the share of the MoE layers that would have chosen another set of experts than was recorded for
+    the token; None without recorded routing."""
 
 
 class PolicyModel(PolicyPreTrainedModel):
@@ -90,6 +94,7 @@ class PolicyModel(PolicyPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         shared_B: torch.Tensor | None = None,
         at_BT: torch.Tensor | None = None,
+        routing_BTLK: torch.Tensor | None = None,
         **kwargs,
     ) -> PolicyModelOutput:
         """input_ids [B, T] or inputs_embeds [B, T, D] -> hidden states [B, T, D] after the final norm.
@@ -101,13 +106,15 @@ class PolicyModel(PolicyPreTrainedModel):
         shared [B], int64, without a cache: how many first tokens a row has in common with the row above it, 0 for none
         (see `build_packing`); they are computed once, forward and backward, and the result is the same. at [B, T] bool,
         without a cache, none of it on padding: return the hidden states where it is True, [number of True, D].
-        Raises ValueError unless exactly one of input_ids and inputs_embeds is given, on a mask of another shape, and on
-        shared tokens that differ.
+        routing [B, T, MoE layers, K], integers, without a cache: the experts to use for each token in place of the
+        gates' choice, -1 for that choice (`r1lab.model.replay`).
+        Raises ValueError unless exactly one of input_ids and inputs_embeds is given, on a mask of another shape, on
+        shared tokens that differ, and on routing that does not fit the policy.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if past_key_values is not None and (shared_B is not None or at_BT is not None):
-            raise ValueError("shared and at describe whole sequences; leave them out with past_key_values")
+        if past_key_values is not None and any(x is not None for x in (shared_B, at_BT, routing_BTLK)):
+            raise ValueError("shared, at and routing describe whole sequences; leave them out with past_key_values")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         shape, device = tuple(tokens.shape[:2]), tokens.device
         mask = token_mask_BT = packing = None
@@ -125,10 +132,12 @@ class PolicyModel(PolicyPreTrainedModel):
             position_ids = torch.arange(past, past + shape[1], device=device).unsqueeze(0)
         if packing is not None:
             tokens, position_ids = packing.take(tokens), packing.take(position_ids.expand(shape))
+        replay = None if routing_BTLK is None else build_replay(routing_BTLK, shape, self.config, packing)
         x_BTD = self.embed_tokens(tokens) if inputs_embeds is None else tokens
         rotary = self.rotary_emb(x_BTD, position_ids)
         aux_losses = []
-        for layer in islice(self.layers, self.config.num_hidden_layers):
+        for index, layer in enumerate(islice(self.layers, self.config.num_hidden_layers)):
+            moe_index = index - self.config.first_k_dense_replace
             x_BTD, aux_loss = layer(
                 x_BTD,
                 rotary=rotary,
@@ -136,6 +145,7 @@ class PolicyModel(PolicyPreTrainedModel):
                 token_mask_BT=token_mask_BT,
                 packing=packing,
                 past_key_values=past_key_values,
+                replay=replay.layers[moe_index] if replay is not None and moe_index >= 0 else None,
             )
             if aux_loss is not None:
                 aux_losses.append(aux_loss)
@@ -144,7 +154,12 @@ class PolicyModel(PolicyPreTrainedModel):
         x_BTD = self.norm(x_BTD)
         if packing is not None and at_BT is None:
             x_BTD = packing.put_back(x_BTD)
-        return PolicyModelOutput(x_BTD, past_key_values, torch.stack(aux_losses).sum() if aux_losses else None)
+        return PolicyModelOutput(
+            x_BTD,
+            past_key_values,
+            torch.stack(aux_losses).sum() if aux_losses else None,
+            None if replay is None else replay.flips(shape, packing),
+        )
 
 
 def _check_shared(tokens: torch.Tensor, packing: Packing) -> None:
@@ -176,6 +191,8 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     shares_prefixes = True
     """`hidden_states` takes `shared_B` and `at_BT`, and computes no padding."""
+    replays_routing = True
+    """`hidden_states` takes `routing_BTLK`."""
     has_spread_experts = False
     """Whether this process holds only a share of the experts (`r1lab.parallel.expert_parallel` sets it)."""
 
@@ -270,11 +287,17 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
         cache=None,
         shared_B: torch.Tensor | None = None,
         at_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        routing_BTLK: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Final normed hidden states [B, T, D], or [number of True in at, D]; the head is not applied. Arguments as in
-        `PolicyModel.forward`."""
-        output = self.model(input_ids_BT, attention_mask_BT, position_ids, cache, shared_B=shared_B, at_BT=at_BT)
-        return output.last_hidden_state
+        `PolicyModel.forward`. With routing also its flips [B, T], see `PolicyModelOutput`."""
+        output = self.model(
+            input_ids_BT, attention_mask_BT, position_ids, cache, shared_B=shared_B, at_BT=at_BT,
+            routing_BTLK=routing_BTLK,
+        )  # fmt: skip
+        if routing_BTLK is None:
+            return output.last_hidden_state
+        return output.last_hidden_state, output.routing_flips
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in transformers, but the config names the public architecture, which vLLM and converters look up, and the

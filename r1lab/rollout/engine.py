@@ -82,8 +82,10 @@ class RolloutEngine:
         it to make a completion independent of how prompts are split over calls or processes.
         A completion also ends, with "length", where prompt + completion reach `max_position_embeddings`.
 
-        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, or seeds of another shape;
-        FloatingPointError when the policy's logits are not finite.
+        With `params.record_routing` completions carry the experts chosen for their tokens, with and without drafts.
+
+        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape, or
+        routing to record of a policy without MoE layers; FloatingPointError when the policy's logits are not finite.
         """
         room = self.config.max_position_embeddings
         check_prompts(prompt_ids, self.config.vocab_size, room, f"max_position_embeddings={room}")
@@ -171,9 +173,11 @@ class _Run:
         weights = read_weights(engine.model, capacity, with_mtp=self.drafting.num_tokens > 0)
         arguments = weights, num_slots + 1, capacity, engine.num_threads
         if engine.backend == "cpu":
-            self.decoder = CpuDecoder(*arguments)
+            self.decoder = CpuDecoder(*arguments, record_routing=params.record_routing)
         else:
-            self.decoder = ReferenceDecoder(*arguments, engine.cache_dtype)
+            self.decoder = ReferenceDecoder(*arguments, engine.cache_dtype, params.record_routing)
+        self.routing: list[torch.Tensor | None] = [None] * num_requests
+        self.prompt_routing: list[torch.Tensor | None] = [None] * len(prompt_ids)
 
     @torch.no_grad()
     def sample(self, sampling: DecodeSampling) -> None:
@@ -192,7 +196,8 @@ class _Run:
         for index, count in enumerate(self.requests.count.tolist()):
             reason = "stop" if self.requests.status[index] == STATUS_STOP else "length"
             token_ids, logps = self.requests.token_ids[index, :count], self.requests.logps[index, :count]
-            flat.append(Completion(token_ids.tolist(), logps.tolist(), reason))
+            routing = self.routing[index], self.prompt_routing[index // self.n]
+            flat.append(Completion(token_ids.tolist(), logps.tolist(), reason, *routing))
         return [flat[start : start + self.n] for start in range(0, len(flat), self.n)]
 
     def _admit(self) -> None:
@@ -209,6 +214,8 @@ class _Run:
         new_prompts = [p for p in np.unique(prompts).tolist() if p != self.spare_prompt]
         slots_of = {p: self.requests.slot[admitted[prompts == p]].tolist() for p in np.unique(prompts).tolist()}
         self._prefill(new_prompts, slots_of)
+        if self.decoder.routing is not None:
+            self._record_prompts(new_prompts, slots_of)
         for p, slots in slots_of.items():
             source = self.spare_slot if p == self.spare_prompt else slots[0]
             self._fork(p, source, [slot for slot in slots if slot != source])
@@ -228,6 +235,19 @@ class _Run:
             np.concatenate([np.arange(len(body), dtype=np.int32) for _, body in bodies]),
         )
 
+    def _record_prompts(self, prompts: list[int], slots_of: dict[int, list[int]]) -> None:
+        for p in prompts:
+            self.prompt_routing[p] = self._recorded(slots_of[p][0], 0, len(self.prompt_ids[p]) - 1)
+
+    def _record(self, requests: np.ndarray) -> None:
+        """Of requests that have ended, before others get their slots."""
+        for index in requests.tolist():
+            first = len(self.prompt_ids[index // self.n]) - 1
+            self.routing[index] = self._recorded(self.requests.slot[index], first, int(self.requests.count[index]))
+
+    def _recorded(self, slot: int, first: int, count: int) -> torch.Tensor:
+        return self.decoder.routing[slot, first : first + count].to("cpu", copy=True)
+
     def _fork(self, prompt: int, source: int, slots: list[int]) -> None:
         length = len(self.prompt_ids[prompt]) - 1
         if slots and length:
@@ -242,5 +262,8 @@ class _Run:
                 f"{self.requests.count[index]}: the weights hold NaN or overflow; lower the learning "
                 "rate or clip gradients"
             )
-        self.free_slots.extend(self.requests.slot[self.active[status != STATUS_RUNNING]].tolist())
+        ended = self.active[status != STATUS_RUNNING]
+        if self.decoder.routing is not None:
+            self._record(ended)
+        self.free_slots.extend(self.requests.slot[ended].tolist())
         self.active = self.active[status == STATUS_RUNNING]

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from r1lab.rollout.sampling import SamplingParams, as_token_ids, check_prompts, request_streams
+from r1lab.rollout.sampling import (
+    SamplingParams,
+    as_token_ids,
+    check_no_recording,
+    check_prompts,
+    request_streams,
+)
 from r1lab.types import Completion
 
 
@@ -55,9 +61,10 @@ class HFRolloutEngine:
         A completion also ends, with "length", where the longest prompt of its batch + completion reach
         `max_position_embeddings`.
 
-        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape, or
-        a ban on every token.
+        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape, a
+        ban on every token, or `record_routing`.
         """
+        check_no_recording(params, "HFRolloutEngine")
         check_prompts(prompt_ids, self.vocab_size, self._context)
         if len(set(params.banned_token_ids)) >= self.vocab_size:
             raise ValueError(f"banned_token_ids bans all {self.vocab_size} tokens: leave at least one")

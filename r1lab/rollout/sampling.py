@@ -8,8 +8,8 @@ import numpy as np
 from r1lab.kernels.reference.decode_step import random_stream, random_uniform, sample_tokens
 
 __all__ = [
-    "SamplingParams", "as_token_ids", "check_prompts", "random_stream", "random_uniform", "request_streams",
-    "sample_tokens",
+    "SamplingParams", "as_token_ids", "check_no_recording", "check_prompts", "random_stream", "random_uniform",
+    "request_streams", "sample_tokens",
 ]  # fmt: skip
 
 
@@ -31,6 +31,9 @@ class SamplingParams:
     """Same seed, same weights, same prompt list: same completions, whatever the batch size and thread count."""
     banned_token_ids: tuple[int, ...] = ()
     """Tokens that are never sampled (ablations); recorded logps ignore the ban."""
+    record_routing: bool = False
+    """Keep the experts chosen for every token (`Completion.routing`), for a training pass that replays them;
+    `RolloutEngine` alone can."""
 
     def __post_init__(self):
         if self.n < 1:
@@ -67,6 +70,15 @@ def check_prompts(prompt_ids: list[list[int]], vocab_size: int, context: int, li
                 f"prompt {index} has token id {worst}, outside the vocabulary [0, {vocab_size}): check that the "
                 "tokenizer belongs to the model"
             )
+
+
+def check_no_recording(params: SamplingParams, engine: str) -> None:
+    """Raises ValueError when an engine that does not see the experts is asked to record them."""
+    if params.record_routing:
+        raise ValueError(
+            f"record_routing=True: {engine} does not record which experts it chose; leave router_replay off, or sample "
+            "a DeepSeek-V3 policy with RolloutEngine"
+        )
 
 
 def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from r1lab.config import GRPOConfig
-from r1lab.rollout.sampling import SamplingParams, as_token_ids, check_prompts
+from r1lab.rollout.sampling import SamplingParams, as_token_ids, check_no_recording, check_prompts
 from r1lab.rollout.vllm_requests import plan_requests, to_completions
 from r1lab.rollout.vllm_server import VLLMServer
 from r1lab.types import Completion
@@ -49,9 +49,10 @@ class VLLMRolloutEngine:
         seeds: optional explicit seed of each completion, [prompts][n], in place of (params.seed, prompt, completion).
         A completion also ends, with "length", where prompt + completion reach the longest that vLLM takes.
 
-        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape or a
-        ban on every token; ConnectionError when the server fails.
+        Raises ValueError on an empty or too long prompt, a token id outside the vocabulary, seeds of another shape, a
+        ban on every token or `record_routing`; ConnectionError when the server fails.
         """
+        check_no_recording(params, "VLLMRolloutEngine")
         if self.backend is None:
             raise RuntimeError("the main process alone talks to the vLLM server: use generate_together")
         context = self.backend.context or getattr(self.policy.config, "max_position_embeddings", None) or 1 << 30

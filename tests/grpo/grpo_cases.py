@@ -84,7 +84,10 @@ def make_trainer(
         rollout_metrics = dict
     generate = vllm.generate_together if vllm else engine.generate
     params = SamplingParams(
-        n=config.num_generations, max_tokens=config.max_completion_length, temperature=config.temperature
+        n=config.num_generations,
+        max_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        record_routing=config.router_replay,
     )
     return GRPOTrainer(
         policy,

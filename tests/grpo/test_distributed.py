@@ -22,6 +22,10 @@ DDP = {
     "grpo": {"reward": "good_share", "settings": {"loss_type": "grpo", "max_tokens_per_batch": 30}},
     "dr_grpo": {"reward": "good_share", "settings": {"loss_type": "dr_grpo", "scale_rewards": "batch", "beta": 0.05}},
     "gspo": {"reward": "good_share", "settings": {"loss_type": "gspo", "num_iterations": 2}},
+    "replay": {
+        "reward": "good_share",
+        "settings": {"router_replay": True, "num_iterations": 2, "max_tokens_per_batch": 30},
+    },
     # Two prompts a step, one for each process; those at odd places have nothing to teach.
     "one idle": {
         "reward": "good_share_of_even_prompts",
@@ -55,6 +59,16 @@ SHARDED = {
     "sharded and spread": {
         "reward": "good_share",
         "settings": {"expert_parallel_size": 2, "max_tokens_per_batch": 30, "max_grad_norm": 0.01},
+    },
+    "sharded and spread, one idle, replay": {
+        "reward": "good_share_of_even_prompts",
+        "settings": {
+            "router_replay": True,
+            "expert_parallel_size": 2,
+            "generation_batch_size": 8,
+            "max_tokens_per_batch": 20,
+            "seed": 18,
+        },
     },
 }
 CASES = DDP | SPREAD | SHARDED

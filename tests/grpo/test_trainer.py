@@ -28,6 +28,7 @@ SETTINGS = [
         "lr_scheduler_type": "cosine",
     },
     {"dynamic_sampling": True, "steps_per_generation": 2, "warmup_steps": 3},
+    {"router_replay": True, "num_iterations": 2},
 ]
 
 

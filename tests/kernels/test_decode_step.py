@@ -5,6 +5,8 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from r1lab.kernels.cpu.decode_step import CpuDecoder
 from r1lab.kernels.reference.decode_step import ReferenceDecoder, random_stream, random_uniform
+from r1lab.model import PolicyForCausalLM
+from r1lab.model.moe import TopkGate
 from r1lab.rollout.policy_weights import read_weights
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -103,6 +105,40 @@ def test_fork_copies_a_prompt(decoder_class):
     logits = decoder.logits(np.array([3, 1, 0]), np.array([7, 7, 9]), np.full(3, 11))
     expected = [policy(torch.tensor([[*range(11), token]])).logits[0, -1] for token in (7, 7, 9)]
     torch.testing.assert_close(logits, torch.stack(expected), atol=2e-4, rtol=1e-4)
+
+
+def gate_choices(policy, ids: torch.Tensor) -> torch.Tensor:
+    """What the gates choose in a plain forward, [B, T, MoE layers, K]."""
+    ours = PolicyForCausalLM(policy.config).eval()
+    ours.load_state_dict(policy.state_dict())
+    chosen = []
+    for module in ours.modules():
+        if isinstance(module, TopkGate):
+            module.register_forward_hook(lambda gate, inputs, output: chosen.append(output[1]))
+    ours.hidden_states(ids)
+    return torch.stack(chosen, 1).unflatten(0, ids.shape)
+
+
+@pytest.mark.parametrize("variant", ["default", "no_dense", "groups"])
+@torch.no_grad()
+def test_recorded_routing_is_what_the_gates_choose(decoder_class, variant):
+    policy = make_policy(**{"num_hidden_layers": 3} | VARIANTS[variant])
+    ids = torch.randint(0, 61, (2, 13))
+    decoder = decoder_class(read_weights(policy, 16), 4, 16, record_routing=True)
+    decoder.prefill(np.repeat([2, 0], 9), ids[:, :9].flatten().numpy(), np.tile(np.arange(9), 2))
+    for t in range(9, 13):
+        decoder.logits(np.array([0, 2]), ids.flip(0)[:, t].numpy(), np.full(2, t))
+    expected = gate_choices(policy, ids)
+    assert decoder.routing.dtype == torch.int16 and decoder.routing.shape[2:] == expected.shape[2:]
+    assert torch.equal(decoder.routing[[2, 0], :13].long(), expected)
+    assert (decoder.routing[[1, 3]] == -1).all() and (decoder.routing[:, 13:] == -1).all()
+    assert len(expected.flatten(0, 1).unique(dim=0)) > 5, "a choice that does not vary shows little"
+
+
+def test_routing_is_not_recorded_unasked(decoder_class):
+    assert decoder_class(read_weights(make_policy(), 8), 1, 8).routing is None
+    with pytest.raises(ValueError, match="record_routing=True: the policy has no MoE layers"):
+        decoder_class(read_weights(make_policy(**VARIANTS["all_dense"]), 8), 1, 8, record_routing=True)
 
 
 def test_cpu_decoder_refuses_other_dtypes(cpu_kernels):

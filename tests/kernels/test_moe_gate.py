@@ -116,6 +116,45 @@ def test_wrong_bias_is_named():
         ops.moe_gate(torch.zeros(2, 8), torch.zeros(7), 1, 1, 2, True, 1.0)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_weights_of_the_gates_own_choice_are_the_gates(case):
+    num_tokens, num_experts, *settings = case
+    logits, bias = leaf(num_tokens, num_experts), leaf(num_experts, scale=0.3, seed=2).detach()
+    idx, expected = reference.moe_gate(logits, bias, *settings)
+    weights = ops.moe_gate_weights(logits, idx, *settings[-2:])
+    assert_bitwise_equal([(weights.detach(),), (expected.detach(),)])
+    for gate in (ops.moe_gate, reference.moe_gate):
+        assert_same_function(
+            lambda: ops.moe_gate_weights(logits, idx, *settings[-2:]),
+            lambda gate=gate: gate(logits, bias, *settings)[1],
+            (logits,),
+        )
+
+
+def test_weights_of_another_choice():
+    logits = torch.logit(torch.tensor([[0.9, 0.8, 0.1, 0.2]])).requires_grad_()
+    weights = ops.moe_gate_weights(logits, torch.tensor([[3, 1]]), True, 3.0)
+    assert_close(weights, torch.tensor([[0.6, 2.4]]))
+    assert_close(ops.moe_gate_weights(logits, torch.tensor([[3, 1]]), False, 3.0), torch.tensor([[0.6, 2.4]]))
+    weights[0, 0].backward()
+    # d(3 a / (a + b)) = 3 b / (a + b)^2 da and -3 a / (a + b)^2 db, with a = 0.2, b = 0.8 and s' = s (1 - s)
+    assert_close(logits.grad, torch.tensor([[0.0, -0.6 * 0.16, 0.0, 2.4 * 0.16]]))
+
+
+@pytest.mark.parametrize(
+    ("idx", "message"),
+    [
+        (torch.tensor([[0, 8], [1, 2]]), r"holds 8; expected 0\.\.7"),
+        (torch.tensor([[0, -1], [1, 2]]), "holds -1"),
+        (torch.tensor([[0, 1]]), r"topk_idx_TK \(1, 2\)"),
+        (torch.zeros(2, 2, dtype=torch.int16), "torch.int16"),
+    ],
+)
+def test_wrong_choices_are_named(idx, message):
+    with pytest.raises(ValueError, match=message):
+        ops.moe_gate_weights(torch.zeros(2, 8), idx, True, 1.0)
+
+
 def test_opcheck():
     args = (leaf(6, 8), torch.zeros(8), 2, 1, 2, True, 2.5)
     torch.library.opcheck(torch.ops.r1lab.moe_gate.default, args)

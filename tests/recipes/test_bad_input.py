@@ -1,9 +1,10 @@
 """Each mistake gives one clear line and an exit code that is not 0."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
-from r1_zero import run_command
+from r1_zero import build_sampler, run_command
 from recipe_runs import TINY_RUN
 from transformers import DeepseekV3Config
 
@@ -40,6 +41,7 @@ from r1lab.run import RunConfig
         ({"vllm_gpu_memory_utilization": 0.0}, "vllm_gpu_memory_utilization=0.0"),
         ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size=2: only 1"),
         ({"use_vllm": True, "num_speculative_tokens": 1}, "num_speculative_tokens=1 drafts in the native engine only"),
+        ({"use_vllm": True, "router_replay": True}, "router_replay=True needs rollouts that record their experts"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):
@@ -91,6 +93,13 @@ def test_unknown_key_in_yaml(run_recipe, tmp_path):
 )
 def test_bad_values_are_named(tmp_path, arguments, message):
     _assert_clear_exit([*TINY_RUN, "--output_dir", tmp_path / "run", *arguments], message)
+
+
+@pytest.mark.parametrize("router_replay", [True, False])
+def test_routing_is_recorded_where_it_is_replayed(router_replay):
+    engine = SimpleNamespace(generate=lambda prompt_ids, params, seeds: params)
+    sample = build_sampler(engine, GRPOConfig(router_replay=router_replay))
+    assert sample([[1]], [[0]]).record_routing is router_replay
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -160,6 +160,7 @@ struct R1Layer {
   const float *input_norm, *qkv_a, *qkv_a_bias, *q_norm, *q_b, *kv_norm, *key_up, *value_up, *o, *o_bias, *mlp_norm;
   const float *mlp_gate_up, *mlp_down, *router, *router_bias, *experts_gate_up, *experts_down;
   int32_t mlp_size, moe_size;
+  int32_t moe_number;  // layers with experts before this one
 };
 
 struct R1Mtp {  // the multi-token-prediction module; its block is layers[num_layers], with a cache of its own
@@ -173,11 +174,13 @@ struct R1Model {
   int32_t num_layers, vocab, hidden, heads, q_rank, kv_rank, rope, nope, v_dim;
   int32_t experts, top_k, n_group, topk_group, norm_topk_prob, rope_interleave;
   int32_t num_slots, capacity;  // capacity: positions per slot, a multiple of 8
+  int32_t num_moe_layers;       // of the num_layers
   float eps, q_eps, kv_eps, attention_scaling, routed_scaling;
   const float *embed, *norm, *head, *cos, *sin;
   const R1Layer* layers;
   float* cache;      // [layers][slots][capacity / 8][kv_rank + rope][8]
   const R1Mtp* mtp;  // null: none
+  int16_t* routing;  // [slots][capacity][num_moe_layers][top_k]: the experts chosen; null: not recorded
 };
 
 struct R1Sampling {
@@ -593,6 +596,17 @@ void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Worksp
   }
 }
 
+// Notes the experts that the rows have just been given, where the caches keep their tokens.
+void record_routing(const R1Model& model, const R1Layer& layer, const int32_t* slot, const int32_t* position, int rows,
+                    const Workspace& ws) {
+  for (int m = 0; m < rows; ++m) {
+    const size_t token = static_cast<size_t>(slot[m]) * model.capacity + position[m];
+    const int32_t* chosen = ws.topk_idx.data() + static_cast<size_t>(m) * model.top_k;
+    std::copy(chosen, chosen + model.top_k,
+              model.routing + (token * model.num_moe_layers + layer.moe_number) * model.top_k);
+  }
+}
+
 // -- the network over one block of rows: leaves the final normed hidden states in ws.normed ---------------------------
 
 void run_layer(const R1Model& model, int index, const int32_t* slot, const int32_t* position, int rows, Workspace& ws) {
@@ -601,6 +615,8 @@ void run_layer(const R1Model& model, int index, const int32_t* slot, const int32
   attention(model, index, slot, position, rows, ws);
   rms_norm(ws.x.data(), hidden, layer.mlp_norm, model.eps, hidden, ws.normed.data(), hidden, rows);
   if (layer.router) routed_experts(model, layer, rows, ws);
+  if (layer.router && model.routing && index < model.num_layers)  // not of the block that only drafts
+    record_routing(model, layer, slot, position, rows, ws);
   if (layer.mlp_size) {
     swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows, ws);
     add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);

@@ -15,6 +15,7 @@ from r1lab.kernels.reference.decode_step import (
     DecodeRequests,
     DecodeSampling,
     DecodeWeights,
+    routing_store,
 )
 
 PANEL = 16
@@ -31,7 +32,9 @@ _LAYER_TENSORS = (
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in _LAYER_TENSORS] + [("mlp_size", c_int32), ("moe_size", c_int32)]
+    _fields_ = [(name, c_void_p) for name in _LAYER_TENSORS] + [
+        (name, c_int32) for name in ("mlp_size", "moe_size", "moe_number")
+    ]
 
 
 class _Mtp(ctypes.Structure):
@@ -42,10 +45,10 @@ class _Model(ctypes.Structure):
     _fields_ = (
         [(name, c_int32) for name in (
             "num_layers", "vocab", "hidden", "heads", "q_rank", "kv_rank", "rope", "nope", "v_dim", "experts", "top_k",
-            "n_group", "topk_group", "norm_topk_prob", "rope_interleave", "num_slots", "capacity")]
+            "n_group", "topk_group", "norm_topk_prob", "rope_interleave", "num_slots", "capacity", "num_moe_layers")]
         + [(name, c_float) for name in ("eps", "q_eps", "kv_eps", "attention_scaling", "routed_scaling")]
         + [(name, c_void_p) for name in ("embed", "norm", "head", "cos", "sin")]
-        + [("layers", POINTER(_Layer)), ("cache", c_void_p), ("mtp", POINTER(_Mtp))]
+        + [("layers", POINTER(_Layer)), ("cache", c_void_p), ("mtp", POINTER(_Mtp)), ("routing", c_void_p)]
     )  # fmt: skip
 
 
@@ -74,7 +77,15 @@ class CpuDecoder:
     vector in scores and in sums over positions alike.
     """
 
-    def __init__(self, weights: DecodeWeights, num_slots: int, capacity: int, num_threads: int | None = None):
+    def __init__(
+        self,
+        weights: DecodeWeights,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        record_routing: bool = False,
+    ):
+        """record_routing: as in `ReferenceDecoder`."""
         if weights.embed.dtype != torch.float32 or weights.embed.device.type != "cpu":
             raise ValueError(
                 f"CpuDecoder needs fp32 weights on the CPU, got {weights.embed.dtype} on {weights.embed.device}; "
@@ -90,15 +101,18 @@ class CpuDecoder:
         layers = weights.layers + ([] if weights.mtp is None else [weights.mtp.layer])
         self.cache = torch.zeros(len(layers), num_slots, num_blocks, latent, LANES)
         self.history = None if weights.mtp is None else DecodeHistory(weights, num_slots, num_blocks * LANES)
-        self._layers = (_Layer * len(layers))(*[self._pack_layer(layer) for layer in layers])
+        self.routing = routing_store(weights, num_slots, num_blocks * LANES) if record_routing else None
+        moe_numbers = np.cumsum([0, *(layer.router is not None for layer in layers)]).tolist()
+        self._layers = (_Layer * len(layers))(*map(self._pack_layer, layers, moe_numbers))
         self._model = _Model(
             len(weights.layers), config.vocab_size, config.hidden_size, config.num_heads, config.q_lora_rank,
             config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim, config.v_head_dim,
             config.num_experts, config.num_experts_per_tok, config.n_group, config.topk_group, config.norm_topk_prob,
-            config.rope_interleave, num_slots, num_blocks * LANES, config.rms_norm_eps, config.q_norm_eps,
-            config.kv_norm_eps, config.attention_scaling, config.routed_scaling_factor, self._keep(weights.embed),
-            self._keep(weights.norm), self._keep(_pack(weights.head)), self._keep(weights.cos), self._keep(weights.sin),
-            self._layers, self.cache.data_ptr(), self._pack_mtp(weights.mtp),
+            config.rope_interleave, num_slots, num_blocks * LANES, moe_numbers[len(weights.layers)],
+            config.rms_norm_eps, config.q_norm_eps, config.kv_norm_eps, config.attention_scaling,
+            config.routed_scaling_factor, self._keep(weights.embed), self._keep(weights.norm),
+            self._keep(_pack(weights.head)), self._keep(weights.cos), self._keep(weights.sin), self._layers,
+            self.cache.data_ptr(), self._pack_mtp(weights.mtp), self._keep(self.routing),
         )  # fmt: skip
 
     def prefill(self, slot_M: np.ndarray, token_M: np.ndarray, position_M: np.ndarray) -> torch.Tensor:
@@ -165,7 +179,7 @@ class CpuDecoder:
         tensors = (mtp.enorm, mtp.hnorm, _pack(mtp.eh_proj), mtp.norm, history.hidden, history.tokens, history.length)
         return POINTER(_Mtp)(_Mtp(*(self._keep(tensor) for tensor in tensors)))
 
-    def _pack_layer(self, layer: DecodeLayer) -> _Layer:
+    def _pack_layer(self, layer: DecodeLayer, moe_number: int) -> _Layer:
         config = self.config
         first, first_bias = (layer.q_b, None) if layer.q_a is None else (layer.q_a, layer.q_a_bias)
         sizes = (config.qk_nope_head_dim, config.v_head_dim)
@@ -192,7 +206,7 @@ class CpuDecoder:
         pointers = [self._keep(packed[name]) for name in _LAYER_TENSORS]
         mlp_size = 0 if layer.mlp_gate is None else layer.mlp_gate.shape[0]
         moe_size = 0 if layer.router is None else layer.experts_down.shape[-1]
-        return _Layer(*pointers, mlp_size, moe_size)
+        return _Layer(*pointers, mlp_size, moe_size, moe_number)
 
 
 def _pack(*parts: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from r1lab.kernels.reference.mla_attention import mla_attention
 from r1lab.kernels.reference.mla_decode import mla_decode
 from r1lab.kernels.reference.moe_experts import moe_experts
-from r1lab.kernels.reference.moe_gate import moe_gate
+from r1lab.kernels.reference.moe_gate import moe_gate, moe_gate_weights
 from r1lab.kernels.reference.quantize_tiles import TILE, dequantize_tiles, quantize_tiles
 from r1lab.kernels.reference.rms_norm import rms_norm
 from r1lab.kernels.reference.rope import rope
@@ -12,6 +12,6 @@ from r1lab.kernels.reference.scaled_gemm import scaled_gemm
 from r1lab.kernels.reference.token_logps import token_logps
 
 __all__ = [
-    "TILE", "dequantize_tiles", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "quantize_tiles",
-    "random_uniform", "rms_norm", "rope", "sampling", "scaled_gemm", "token_logps",
+    "TILE", "dequantize_tiles", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "moe_gate_weights",
+    "quantize_tiles", "random_uniform", "rms_norm", "rope", "sampling", "scaled_gemm", "token_logps",
 ]  # fmt: skip

@@ -224,8 +224,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleave: b
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def _feed_forward(x_MD: torch.Tensor, layer: DecodeLayer, config: DecodeConfig) -> torch.Tensor:
-    y_MD = torch.zeros_like(x_MD)
+def _feed_forward(
+    x_MD: torch.Tensor, layer: DecodeLayer, config: DecodeConfig
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """([M, D], the experts chosen [M, K]; None: a dense layer)."""
+    y_MD, topk_idx_MK = torch.zeros_like(x_MD), None
     if layer.router is not None:
         topk_idx_MK, topk_weights_MK = moe_gate(
             F.linear(x_MD.float(), layer.router.float()),
@@ -239,7 +242,7 @@ def _feed_forward(x_MD: torch.Tensor, layer: DecodeLayer, config: DecodeConfig) 
         y_MD = moe_experts(x_MD, topk_idx_MK, topk_weights_MK, layer.experts_gate_up, layer.experts_down)
     if layer.mlp_gate is not None:
         y_MD = y_MD + F.linear(F.silu(F.linear(x_MD, layer.mlp_gate)) * F.linear(x_MD, layer.mlp_up), layer.mlp_down)
-    return y_MD
+    return y_MD, topk_idx_MK
 
 
 class _PlainStore:
@@ -302,6 +305,20 @@ class DecodeHistory:
         self.length[slots] = self.length[source].clamp(max=length)
 
 
+def routing_store(weights: DecodeWeights, num_slots: int, capacity: int) -> torch.Tensor:
+    """Where a decoder notes the experts it chooses: int16 [slots, capacity, MoE layers, K], best first. As in the
+    caches, a token fed at a position takes the place of what was fed there before, a rejected draft for one. The block
+    of the multi-token-prediction module is not among the layers.
+
+    Raises ValueError for weights without experts.
+    """
+    num_layers = sum(layer.router is not None for layer in weights.layers)
+    if not num_layers:
+        raise ValueError("record_routing=True: the policy has no MoE layers, so there is no routing; leave it False")
+    shape = (num_slots, capacity, num_layers, weights.config.num_experts_per_tok)
+    return torch.full(shape, -1, dtype=torch.int16, device=weights.embed.device)
+
+
 class ReferenceDecoder:
     """Latent caches for `num_slots` sequences of up to `capacity` tokens, and the step that reads and extends them.
 
@@ -315,9 +332,11 @@ class ReferenceDecoder:
         capacity: int,
         num_threads: int | None = None,
         cache_dtype: str = "auto",
+        record_routing: bool = False,
     ):
         """cache_dtype: "auto", the weights' own, or "fp8": latents in E4M3 with a scale for each 128 of a token's
-        numbers (rotary keys, which carry the positions, stay high)."""
+        numbers (rotary keys, which carry the positions, stay high). record_routing: keep the experts chosen for each
+        token in `routing` (`routing_store`); else that is None."""
         config = weights.config
         self.layers = weights.layers + ([] if weights.mtp is None else [weights.mtp.layer])
         shape = (len(self.layers), num_slots, capacity)
@@ -327,6 +346,7 @@ class ReferenceDecoder:
             weights.embed, *shape, config.kv_lora_rank
         )
         self.pe_cache = _PlainStore(weights.embed, *shape, config.qk_rope_head_dim)
+        self.routing = routing_store(weights, num_slots, capacity) if record_routing else None
 
     @property
     def cache_bytes(self) -> int:
@@ -355,7 +375,11 @@ class ReferenceDecoder:
         layer, config = self.layers[index], self.weights.config
         normed_MD = rms_norm(x_MD, layer.input_norm, config.rms_norm_eps)
         x_MD = x_MD + self._attention(normed_MD, index, slot_M, position_M)
-        return x_MD + _feed_forward(rms_norm(x_MD, layer.mlp_norm, config.rms_norm_eps), layer, config)
+        y_MD, topk_idx_MK = _feed_forward(rms_norm(x_MD, layer.mlp_norm, config.rms_norm_eps), layer, config)
+        if self.routing is not None and topk_idx_MK is not None and index < len(self.weights.layers):
+            number = sum(each.router is not None for each in self.layers[:index])
+            self.routing[slot_M, position_M, number] = topk_idx_MK.to(torch.int16)
+        return x_MD + y_MD
 
     def fork(self, source: int, slots: list[int], length: int) -> None:
         """Copy the first `length` tokens of slot `source` to other slots."""

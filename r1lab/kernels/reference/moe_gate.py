@@ -31,10 +31,25 @@ def moe_gate(
         if topk_group < n_group:
             choice_TE = _keep_best_groups(choice_TE, n_group, topk_group)
         topk_idx_TK = _stable_topk(choice_TE, top_k)
+    return topk_idx_TK, _weigh(scores_TE, topk_idx_TK, norm_topk_prob, routed_scaling_factor)
+
+
+def moe_gate_weights(
+    logits_TE: torch.Tensor, topk_idx_TK: torch.Tensor, norm_topk_prob: bool, routed_scaling_factor: float
+) -> torch.Tensor:
+    """Weigh experts that something else chose, as `moe_gate` weighs its own: equations 13 and 15 of the V3 report.
+
+    logits_TE: [T, E]; topk_idx_TK: [T, K] int64. Returns [T, K] in at least fp32, differentiable in the logits.
+    """
+    scores_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32)).sigmoid()
+    return _weigh(scores_TE, topk_idx_TK, norm_topk_prob, routed_scaling_factor)
+
+
+def _weigh(scores_TE: torch.Tensor, topk_idx_TK: torch.Tensor, norm_topk_prob: bool, factor: float) -> torch.Tensor:
     topk_weights_TK = scores_TE.gather(1, topk_idx_TK)
     if norm_topk_prob:
         topk_weights_TK = topk_weights_TK / (topk_weights_TK.sum(-1, keepdim=True) + 1e-20)
-    return topk_idx_TK, topk_weights_TK * routed_scaling_factor
+    return topk_weights_TK * factor
 
 
 def _stable_topk(scores: torch.Tensor, k: int) -> torch.Tensor:
