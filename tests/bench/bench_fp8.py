@@ -7,10 +7,10 @@
 
 pretrain: the recipe's pretraining, its schedule stretched over num_steps. The sides of a seed start from the same
 weights and see the same batches: fp32, FP8 and, to see how far chance alone drives two runs apart, fp32 from weights
-moved by 1e-6 of themselves. --init_from data/base --learning_rate_share 0.1 goes on from a trained policy instead, where
-chance has less to drive apart. compare: the relative error of the training loss against the fp32 run of the same seed,
-smoothed as in V3's appendix B.1 (exponential moving average, 0.9), and of the loss on held-out documents. V3 reports
-less than 0.25 % for models of 16 and 230 billion parameters.
+moved by 1e-6 of themselves. --init_from data/base --learning_rate_share 0.1 goes on from a trained policy, which
+leaves chance less to drive apart. compare: the relative error of the training loss against the fp32 run of the same
+seed, smoothed as in V3's appendix B.1 (exponential moving average, 0.9), and of the loss on held-out documents. V3
+reports less than 0.25 % for models of 16 and 230 billion parameters.
 """
 
 import argparse
