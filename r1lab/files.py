@@ -13,7 +13,8 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader, and whoever comes after a kill, finds the old file or the new one, never a part of one.
     Raises OSError when it cannot be moved into place.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    # No suffix that a search for files of path's kind would match.
+    temporary = path.with_name(f".tmp-{path.name}.partial")
     try:
         yield temporary
         os.replace(temporary, path)

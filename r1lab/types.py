@@ -6,10 +6,14 @@ Every stage of r1lab reads the type to its left and makes the one to its right; 
 each other, they meet here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
+
+Gather = Callable[[list], list]
+"""Concatenates a list over all processes, in the order of their ranks: `accelerate.utils.gather_object`."""
 
 FinishReason = Literal["stop", "length"]
 

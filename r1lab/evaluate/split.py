@@ -10,13 +10,10 @@ from r1lab.evaluate.statistics import problem_scores, summarize
 from r1lab.rollout import SamplingParams
 from r1lab.trace.recorder import prompt_text
 from r1lab.trace.words import find_reflections
-from r1lab.types import Completion, Prompt
+from r1lab.types import Completion, Gather, Prompt
 
 Generate = Callable[[list[list[int]], int, float], list[list[Completion]]]
 """(prompt_ids, completions per prompt, temperature) -> completions; temperature 0 is greedy."""
-
-Gather = Callable[[list], list]
-"""Concatenates a list over all processes, in the order of their ranks: `accelerate.utils.gather_object`."""
 
 Watch = Callable[[Iterable, int], Iterable]
 """(items, how many) -> the same items, with a progress bar."""

@@ -9,14 +9,11 @@ from torch.profiler import record_function
 from r1lab.config import GRPOConfig
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.score import RewardFunction, score_groups
-from r1lab.types import Completion, Prompt, Rollout, RolloutGroup
+from r1lab.types import Completion, Gather, Prompt, Rollout, RolloutGroup
 
 Sampler = Callable[[list[list[int]], list[list[int]]], list[list[Completion]]]
 """(prompt_ids [P][...], seeds [P][G]) -> G completions a prompt. A seed fixes its completion's random numbers. Every
 process calls it at the same time, with P = 0 too."""
-
-Gather = Callable[[list], list]
-"""Concatenates a list over all processes, in the order of their ranks: `accelerate.utils.gather_object`."""
 
 
 @dataclass(slots=True)

@@ -63,24 +63,30 @@ class LogpsModel(nn.Module):
             raise ValueError(
                 f"completion_mask is {list(completion_mask.shape)}; pass [B, T - 1] for ids {list(input_ids.shape)}"
             )
-        targets = input_ids[:, 1:][completion_mask]
-        drafts: tuple[torch.Tensor, ...] = ()
-        flips_BT = None
-        if self.with_drafts:
-            hidden_BTD, flips_BT = self._hidden(*inputs)
-            hidden = hidden_BTD[:, :-1][completion_mask]
-            logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
-            drafts = draft_logps(
-                self.policy, hidden_BTD, input_ids, attention_mask, completion_mask, temperature, shared_lengths
-            )
-        elif callable(getattr(self.policy, "hidden_states", None)):
-            hidden, flips_BT = self._hidden(*inputs, at_BT=F.pad(completion_mask, (0, 1)))
+        targets, extras = input_ids[:, 1:][completion_mask], ()
+        if callable(getattr(self.policy, "hidden_states", None)):
+            hidden, extras = self._completion_hidden(inputs, completion_mask, temperature)
             logps, entropy = ops.token_logps(hidden, self.policy.lm_head.weight, targets, temperature)
         else:
             logits = self._completion_logits(input_ids, attention_mask, completion_mask)
             logps, entropy = _from_logits(logits, targets, temperature)
-        flips = () if flips_BT is None else (flips_BT[:, :-1].masked_fill(~completion_mask, 0.0),)
-        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy), *drafts, *flips
+        return _scatter(completion_mask, logps), _scatter(completion_mask, entropy), *extras
+
+    def _completion_hidden(self, inputs, completion_mask, temperature) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """([number of trained tokens, D], what forward returns beside logps and entropy)."""
+        extras: tuple[torch.Tensor, ...] = ()
+        if self.with_drafts:
+            hidden_BTD, flips_BT = self._hidden(*inputs)
+            hidden = hidden_BTD[:, :-1][completion_mask]
+            input_ids, attention_mask, shared_lengths, _ = inputs
+            extras = draft_logps(
+                self.policy, hidden_BTD, input_ids, attention_mask, completion_mask, temperature, shared_lengths
+            )
+        else:
+            hidden, flips_BT = self._hidden(*inputs, at_BT=F.pad(completion_mask, (0, 1)))
+        if flips_BT is not None:
+            extras += (flips_BT[:, :-1].masked_fill(~completion_mask, 0.0),)
+        return hidden, extras
 
     def _hidden(
         self, input_ids, attention_mask, shared_lengths, routing, at_BT=None

@@ -136,11 +136,11 @@ class PolicyUpdater:
             is_reduced = index == len(batches) - 1 or self.accelerator.is_fsdp2
             with nullcontext() if is_reduced else self.accelerator.no_sync(self.model):
                 with record_function("r1lab/forward"):
-                    logps, entropy, *drafts = completion_logps(self.model, batch, self.config.temperature)
-                    flips = None if batch.routing is None else drafts.pop()
+                    logps, entropy, *extras = completion_logps(self.model, batch, self.config.temperature)
+                    flips = None if batch.routing is None else extras.pop()
                     weights = self._rollout_weights(batch, logps)
                     output = self._loss(batch, logps, entropy, minibatch.totals, weights)
-                    draft_loss = self._draft_loss(batch, drafts, minibatch.totals, output.metrics)
+                    draft_loss = self._draft_loss(batch, extras, minibatch.totals, output.metrics)
                 with record_function("r1lab/backward"):
                     self.accelerator.backward(output.loss + draft_loss)
             if batch.old_logps is None:

@@ -40,11 +40,12 @@ class LayerReplay:
 class RoutingReplay:
     """The routing of one forward pass."""
 
-    layers: list[LayerReplay]
+    layers: list[LayerReplay | None]
+    """One a layer; None: a dense one."""
 
     def flips(self, shape: tuple[int, int], packing: Packing | None) -> torch.Tensor:
         """[B, T] float32: the share of the MoE layers that would have chosen another set of experts; 0 on padding."""
-        flips_N = torch.stack([layer.is_flipped_N for layer in self.layers]).float().mean(0)
+        flips_N = torch.stack([layer.is_flipped_N for layer in self.layers if layer]).float().mean(0)
         return flips_N.view(shape) if packing is None else packing.put_back(flips_N[None])
 
 
@@ -70,7 +71,8 @@ def build_replay(
         )
     routing = routing_BTLK.flatten(0, 1) if packing is None else packing.take(routing_BTLK).squeeze(0)
     by_layer = routing.long().transpose(0, 1).contiguous()
-    return RoutingReplay([LayerReplay(each, torch.zeros_like(each[:, 0], dtype=torch.bool)) for each in by_layer])
+    moe_layers = [LayerReplay(each, torch.zeros_like(each[:, 0], dtype=torch.bool)) for each in by_layer]
+    return RoutingReplay([None] * config.first_k_dense_replace + moe_layers)
 
 
 def num_moe_layers(config) -> int:

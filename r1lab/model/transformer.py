@@ -137,7 +137,6 @@ class PolicyModel(PolicyPreTrainedModel):
         rotary = self.rotary_emb(x_BTD, position_ids)
         aux_losses = []
         for index, layer in enumerate(islice(self.layers, self.config.num_hidden_layers)):
-            moe_index = index - self.config.first_k_dense_replace
             x_BTD, aux_loss = layer(
                 x_BTD,
                 rotary=rotary,
@@ -145,7 +144,7 @@ class PolicyModel(PolicyPreTrainedModel):
                 token_mask_BT=token_mask_BT,
                 packing=packing,
                 past_key_values=past_key_values,
-                replay=replay.layers[moe_index] if replay is not None and moe_index >= 0 else None,
+                replay=None if replay is None else replay.layers[index],
             )
             if aux_loss is not None:
                 aux_losses.append(aux_loss)

@@ -30,7 +30,7 @@ class VLLMRolloutEngine:
     def __init__(self, backend: Any, policy: nn.Module, eos_token_id: int | list[int] | None, accelerator: Accelerator):
         """backend: a `VLLMServer`, a `ColocatedVLLM`, or None on a process that another one samples for."""
         eos = policy.generation_config.eos_token_id if eos_token_id is None else eos_token_id
-        self.backend, self.policy, self.accelerator = backend, policy, accelerator
+        self.backend, self.model, self.accelerator = backend, policy, accelerator
         self.eos_token_ids = as_token_ids(eos)
         self.pad_token_id = self.eos_token_ids[0] if self.eos_token_ids else 0
         self.vocab_size = policy.get_input_embeddings().num_embeddings
@@ -55,7 +55,7 @@ class VLLMRolloutEngine:
         check_no_recording(params, "VLLMRolloutEngine")
         if self.backend is None:
             raise RuntimeError("the main process alone talks to the vLLM server: use generate_together")
-        context = self.backend.context or getattr(self.policy.config, "max_position_embeddings", None) or 1 << 30
+        context = self.backend.context or getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         check_prompts(prompt_ids, self.vocab_size, context)
         if len(set(params.banned_token_ids)) >= self.vocab_size:
             raise ValueError(f"banned_token_ids bans all {self.vocab_size} tokens: leave at least one")
@@ -63,7 +63,7 @@ class VLLMRolloutEngine:
         if not plans:
             return []
         if self.is_stale:
-            self.backend.push(self.policy)
+            self.backend.push(self.model)
         self.is_stale = self.backend.forgets_weights
         answers = iter(self.backend.sample([request for plan in plans for request in plan]))
         by_prompt = [[sample for _ in plan for sample in next(answers)] for plan in plans]

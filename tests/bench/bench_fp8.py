@@ -40,6 +40,7 @@ from pretrain import (  # noqa: E402
     stream_batches,
 )
 
+from r1lab.files import replacing  # noqa: E402
 from r1lab.kernels import ops  # noqa: E402
 from r1lab.kernels.reference.decode_step import ReferenceDecoder  # noqa: E402
 from r1lab.loading import load_policy  # noqa: E402
@@ -130,7 +131,8 @@ def pretrain(options) -> None:
         if step % options.report_steps == 0 or step == config.num_steps:
             run["held_out"][step] = learner.evaluate(held_out)
             run |= {"losses": learner.losses, "cpu_seconds": round(time.process_time() - start)}
-            Path(options.output).write_text(json.dumps(run) + "\n")
+            with replacing(Path(options.output)) as temporary:
+                temporary.write_text(json.dumps(run) + "\n")
             print(f"{options.side}, seed {options.seed}, step {step}: loss {learner.losses[-1]:.4f}, held out "
                   f"{run['held_out'][step]:.4f}, {run['cpu_seconds']} s of CPU", flush=True)  # fmt: skip
 
@@ -148,6 +150,12 @@ def compare(options) -> None:
     """A line for each run that is not fp32: its errors against the fp32 run of its seed, in percent of the loss."""
     runs = [json.loads(Path(path).read_text()) for path in options.runs]
     truths = {run["seed"]: run for run in runs if run["side"] == "fp32"}
+    for path, run in zip(options.runs, runs, strict=True):
+        truth = truths.get(run["seed"])
+        if truth is None:
+            sys.exit(f"{path} has seed {run['seed']}, and no fp32 run of that seed is given: add its file")
+        if run["config"] != truth["config"]:
+            sys.exit(f"{path} and the fp32 run of its seed had other settings: {run['config']}, {truth['config']}")
     print(f"{'run':<16} {'steps':>5} {'at the end':>10} {'last tenth':>10} {'mean':>8} {'mean size':>9} {'largest':>8} "
           f"{'held out':>8}   loss, held out: fp32, this")  # fmt: skip
     errors = {}
@@ -159,7 +167,7 @@ def compare(options) -> None:
         expected = smoothed(truth["losses"][:steps])
         error = 100 * (smoothed(run["losses"][:steps]) / expected - 1)
         errors[(run["side"], run["seed"])] = error
-        at = max(set(run["held_out"]) & set(truth["held_out"]), key=int)
+        at = max(set(run["held_out"]) & set(truth["held_out"]), key=int)  # both reported after the same steps
         high, low = truth["held_out"][at], run["held_out"][at]
         name, later = f"{run['side']}, seed {run['seed']}", error[min(steps - 1, run["config"]["warmup_steps"]) :]
         print(f"{name:<16} {steps:>5} {error[-1]:>+10.3f} {error[-max(1, steps // 10) :].mean():>+10.3f} "

@@ -61,10 +61,18 @@ def report(rows: list[dict], write: bool) -> None:
               f"(must {each['must']:g}x)  {each['unit']}", flush=True)  # fmt: skip
     if not write:
         return
-    facts = {"machine": machine(), "date": date.today().isoformat(), "command": f"python {shlex.join(sys.argv)}"}
+    facts = {"machine": machine(), "date": date.today().isoformat(), "command": command(sys.argv)}
     known = {each["name"]: each for each in (json.loads(RESULTS.read_text()) if RESULTS.exists() else [])}
     known |= {each["name"]: each | facts for each in rows}
     RESULTS.write_text(json.dumps(list(known.values()), indent=2) + "\n")
+
+
+def command(arguments: list[str]) -> str:
+    """As one types it in the repository; whose interpreter llama.cpp lives in is nobody's business."""
+    script, options = Path(arguments[0]).resolve(), list(arguments[1:])
+    if "--llama_python" in options:
+        options[options.index("--llama_python") + 1] = "PATH"
+    return f"python {shlex.join([script.relative_to(RESULTS.parents[2]).as_posix(), *options])}"
 
 
 def machine() -> str:

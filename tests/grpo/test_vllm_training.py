@@ -135,6 +135,9 @@ def test_two_processes_make_the_update_of_one(shared_run):
     alone, (first, second), _ = shared_run
     assert largest_difference(first["weights"], second["weights"]) == 0.0
     assert distance(first["weights"], alone["weights"]) < 1e-3
+    for one in (first, second):
+        assert one["results"] == pytest.approx(alone["results"], nan_ok=True)
+    assert 0 < alone["results"]["mean_length"] <= 4
     for name in first["metrics"]:
         if not name.endswith("time") and not name.startswith("time/"):
             assert first["metrics"][name] == pytest.approx(alone["metrics"][name], abs=1e-5, nan_ok=True), name

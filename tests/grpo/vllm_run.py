@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from grpo_cases import EOS, good_share_of_even_prompts, make_policy, make_trainer, weights_of
 from processes import free_port
 from vllm_stub import CudaInName, server_config, stand_ins
 
+from r1lab.evaluate import build_generate, evaluate_split
 from r1lab.rollout import SamplingParams, VLLMRolloutEngine, build_vllm_engine
+from r1lab.types import Prompt
 
 # Rounds in which a single prompt is still missing: one of two processes has none to ask for.
 UNEVEN = {"generation_batch_size": 16, "dynamic_sampling": True, "max_resamples": 3, "seed": 18}
@@ -22,7 +25,7 @@ def connect(url: str, policy, accelerator=None) -> VLLMRolloutEngine:
 
 
 def train_unevenly(url: str, accelerator: Accelerator) -> dict:
-    """One step -> the weights, the metrics, and how many prompts this process asked for in each round.
+    """One step -> the weights, the metrics, how many prompts this process asked for in each round, and an evaluation.
 
     Only one: what dynamic sampling fills a step up with differs between numbers of processes, whatever the engine.
     """
@@ -36,8 +39,26 @@ def train_unevenly(url: str, accelerator: Accelerator) -> dict:
         return sample(prompt_ids, seeds)
 
     trainer.collector.sample = count
+    results = _evaluate(engine)
     metrics = trainer.step().metrics
-    return {"weights": weights_of(policy), "metrics": metrics, "rounds": rounds, "error": _ask_badly(engine)}
+    weights = weights_of(policy)
+    return {
+        "weights": weights, "metrics": metrics, "rounds": rounds, "results": results, "error": _ask_badly(engine)
+    }  # fmt: skip
+
+
+def _evaluate(engine: VLLMRolloutEngine) -> dict:
+    """One problem: of two processes the second has none."""
+    accelerator = engine.accelerator
+    generate = build_generate(engine, max_tokens=4)
+    return evaluate_split(
+        [Prompt("p", [2, 5], {})], generate, lambda ids: " ".join(map(str, ids)), _is_even, num_samples=3,
+        rank=accelerator.process_index, world_size=accelerator.num_processes, gather=gather_object,
+    )  # fmt: skip
+
+
+def _is_even(completions, **columns) -> list[float]:
+    return [float(int(text.split()[0]) % 2 == 0) for text in completions]
 
 
 def _ask_badly(engine: VLLMRolloutEngine) -> str:

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from gates import gate_choices
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from r1lab.kernels.cpu.decode_step import CpuDecoder
 from r1lab.kernels.reference.decode_step import ReferenceDecoder, random_stream, random_uniform
 from r1lab.model import PolicyForCausalLM
-from r1lab.model.moe import TopkGate
 from r1lab.rollout.policy_weights import read_weights
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -82,6 +82,17 @@ def test_whole_prompts_and_single_tokens_agree_bitwise(cpu_kernels):
         assert torch.equal(single.logits(np.zeros(1), tokens[t : t + 1], np.array([t]))[0], expected[t])
 
 
+@torch.no_grad()
+def test_whole_prompts_and_single_tokens_agree_bitwise_across_chunks(cpu_kernels):
+    policy = make_policy(num_attention_heads=7, num_key_value_heads=7, max_position_embeddings=512)
+    weights, tokens = read_weights(policy, 300), np.arange(290) % 61
+    whole, single = CpuDecoder(weights, 1, 300, num_threads=1), CpuDecoder(weights, 2, 300, num_threads=2)
+    expected = whole.logits(np.zeros(290), tokens, np.arange(290))
+    single.prefill(np.ones(254), tokens[:254], np.arange(254))
+    for t in range(254, 290):
+        assert torch.equal(single.logits(np.ones(1), tokens[t : t + 1], np.array([t]))[0], expected[t])
+
+
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 6])
 @pytest.mark.parametrize("length", [256, 257, 700])
 @torch.no_grad()
@@ -107,16 +118,10 @@ def test_fork_copies_a_prompt(decoder_class):
     torch.testing.assert_close(logits, torch.stack(expected), atol=2e-4, rtol=1e-4)
 
 
-def gate_choices(policy, ids: torch.Tensor) -> torch.Tensor:
-    """What the gates choose in a plain forward, [B, T, MoE layers, K]."""
+def ours_of(policy: DeepseekV3ForCausalLM) -> PolicyForCausalLM:
     ours = PolicyForCausalLM(policy.config).eval()
     ours.load_state_dict(policy.state_dict())
-    chosen = []
-    for module in ours.modules():
-        if isinstance(module, TopkGate):
-            module.register_forward_hook(lambda gate, inputs, output: chosen.append(output[1]))
-    ours.hidden_states(ids)
-    return torch.stack(chosen, 1).unflatten(0, ids.shape)
+    return ours
 
 
 @pytest.mark.parametrize("variant", ["default", "no_dense", "groups"])
@@ -128,7 +133,7 @@ def test_recorded_routing_is_what_the_gates_choose(decoder_class, variant):
     decoder.prefill(np.repeat([2, 0], 9), ids[:, :9].flatten().numpy(), np.tile(np.arange(9), 2))
     for t in range(9, 13):
         decoder.logits(np.array([0, 2]), ids.flip(0)[:, t].numpy(), np.full(2, t))
-    expected = gate_choices(policy, ids)
+    expected = gate_choices(ours_of(policy), ids)
     assert decoder.routing.dtype == torch.int16 and decoder.routing.shape[2:] == expected.shape[2:]
     assert torch.equal(decoder.routing[[2, 0], :13].long(), expected)
     assert (decoder.routing[[1, 3]] == -1).all() and (decoder.routing[:, 13:] == -1).all()

@@ -2,28 +2,13 @@
 
 import pytest
 import torch
+from gates import gate_choices, gates_of
 from model_cases import VARIANTS, make_ids, make_policy, right_mask
 from test_shared_prefix import make_rows, outputs_and_gradients
 
 from r1lab.model import LatentCache
-from r1lab.model.moe import TopkGate
 
 THREE_MOE_LAYERS = {"num_hidden_layers": 4}
-
-
-def gates_of(model) -> list[TopkGate]:
-    return [module for module in model.modules() if isinstance(module, TopkGate)]
-
-
-@torch.no_grad()
-def own_routing(model, ids) -> torch.Tensor:
-    """[B, T, L, K] int16 of a plain forward over full rows."""
-    chosen = []
-    hooks = [gate.register_forward_hook(lambda g, i, output: chosen.append(output[1])) for gate in gates_of(model)]
-    model.hidden_states(ids)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(chosen, 1).unflatten(0, ids.shape).short()
 
 
 def replayed(model, ids, mask=None, routing=None, **how):
@@ -78,7 +63,7 @@ def by_hand(model, routing: torch.Tensor) -> None:
 def test_replaying_the_policys_own_choice_changes_nothing(variant):
     model = make_policy(**{**THREE_MOE_LAYERS, **VARIANTS[variant]})
     ids = make_ids(3, 9)
-    ours = replayed(model, ids, routing=own_routing(model, ids))
+    ours = replayed(model, ids, routing=gate_choices(model, ids).short())
     assert_same(ours, outputs_and_gradients(model, ids, None))
     assert ours[2].shape == ids.shape and not ours[2].any()
 
@@ -87,7 +72,7 @@ def test_replaying_the_policys_own_choice_changes_nothing(variant):
 def test_another_choice_is_computed_as_by_hand(variant):
     model = make_policy(**{**THREE_MOE_LAYERS, **VARIANTS[variant]})
     ids = make_ids(3, 9)
-    routing = other_experts(own_routing(model, ids), model.config.n_routed_experts)
+    routing = other_experts(gate_choices(model, ids).short(), model.config.n_routed_experts)
     plain = outputs_and_gradients(model, ids, None)
     ours = replayed(model, ids, routing=routing)
     by_hand(model, routing)
@@ -101,7 +86,7 @@ def test_another_choice_is_computed_as_by_hand(variant):
 def test_flips_are_the_sets_that_differ():
     model = make_policy(**THREE_MOE_LAYERS)
     ids = make_ids(2, 6)
-    routing = own_routing(model, ids)
+    routing = gate_choices(model, ids).short()
     routing[0, 3, 2] = other_experts(routing, 8)[0, 3, 2]  # of the last layer: no choice comes after it
     routing[1, 2] = routing[1, 2].flip(-1)  # another order is no other set
     flips = replayed(model, ids, routing=routing)[2]
@@ -113,7 +98,7 @@ def test_flips_are_the_sets_that_differ():
 def test_shared_prompts_and_padding():
     model = make_policy(**THREE_MOE_LAYERS)
     ids, mask, shared = make_rows()
-    routing = other_experts(own_routing(model, ids), 8).masked_fill((mask == 0)[..., None, None], -1)
+    routing = other_experts(gate_choices(model, ids).short(), 8).masked_fill((mask == 0)[..., None, None], -1)
     for row, count in enumerate(shared.tolist()):
         routing[row, :count] = routing[row - 1, :count]
     at = (mask == 1) & (torch.arange(ids.shape[1]) > 3)
@@ -129,7 +114,7 @@ def test_shared_prompts_and_padding():
 def test_tokens_without_a_record_choose_for_themselves():
     model = make_policy(**THREE_MOE_LAYERS)
     ids = make_ids(2, 7)
-    own = own_routing(model, ids)
+    own = gate_choices(model, ids).short()
     ours = replayed(model, ids, routing=torch.full_like(own, -1))
     assert_same(ours, outputs_and_gradients(model, ids, None))
     assert not ours[2].any()
@@ -144,7 +129,7 @@ def test_tokens_without_a_record_choose_for_themselves():
 def test_gradient_checkpointing_replays_too(use_reentrant):
     model = make_policy(**THREE_MOE_LAYERS).train()
     ids = make_ids(2, 6)
-    routing = other_experts(own_routing(model.eval(), ids), 8)
+    routing = other_experts(gate_choices(model.eval(), ids).short(), 8)
     expected = replayed(model.train(), ids, routing=routing)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     ours = replayed(model, ids, routing=routing)

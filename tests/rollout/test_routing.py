@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from gates import gate_choices
 from rollout_cases import ragged_prompts, tiny_policy, tokens
 from test_engine import BACKENDS
 from test_speculative import mtp_policy
 from transformers import DeepseekV3Config
 
 from r1lab.model import PolicyForCausalLM
-from r1lab.model.moe import TopkGate
 from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams, VLLMRolloutEngine
 
 PROMPTS = ragged_prompts((1, 9, 4, 17, 2))
@@ -26,23 +26,10 @@ def policy():
     return our_policy()
 
 
-@torch.no_grad()
-def gate_choices(policy: PolicyForCausalLM, ids: list[int]) -> torch.Tensor:
-    """[tokens, MoE layers, K] of a plain forward, the module that drafts left out."""
-    chosen, hooks = [], []
-    for layer in policy.model.layers[: policy.config.num_hidden_layers]:
-        gates = [module for module in layer.modules() if isinstance(module, TopkGate)]
-        hooks += [gate.register_forward_hook(lambda gate, inputs, output: chosen.append(output[1])) for gate in gates]
-    policy.hidden_states(torch.tensor([ids]))
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(chosen, 1)
-
-
 def assert_recorded(policy, groups, prompts) -> None:
     for prompt, group in zip(prompts, groups, strict=True):
         for completion in group:
-            expected = gate_choices(policy, (prompt + completion.token_ids)[:-1])
+            expected = gate_choices(policy, torch.tensor([(prompt + completion.token_ids)[:-1]]))[0]
             assert completion.routing.dtype == completion.prompt_routing.dtype == torch.int16
             assert len(completion.routing) == len(completion.token_ids)
             assert torch.equal(torch.cat([completion.prompt_routing, completion.routing]).long(), expected)

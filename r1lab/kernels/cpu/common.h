@@ -15,6 +15,13 @@
 #define R1LAB_API extern "C" __attribute__((visibility("default")))
 #define R1LAB_INLINE static inline __attribute__((always_inline))
 
+// Lanes of two vectors by constants: 0.. are a's, then b's. GCC learnt clang's name for it in version 12.
+#if defined(__clang__) || __GNUC__ >= 12
+#define R1LAB_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define R1LAB_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
+#endif
+
 namespace r1lab {
 
 #ifdef __AVX512F__

@@ -304,10 +304,8 @@ inline void with_constant(int value, const Body& body) {
 
 // The sums of a's and of b's lanes, each in the order of `sum_lanes`.
 inline std::pair<float, float> sum_lanes_of_two(v8 a, v8 b) {
-  typedef int32_t i8 __attribute__((vector_size(32)));
-  const v8 quarters = __builtin_shuffle(a, b, i8{0, 1, 2, 3, 8, 9, 10, 11}) +
-                      __builtin_shuffle(a, b, i8{4, 5, 6, 7, 12, 13, 14, 15});
-  const v8 pairs = quarters + __builtin_shuffle(quarters, i8{2, 3, 2, 3, 6, 7, 6, 7});
+  const v8 quarters = R1LAB_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + R1LAB_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  const v8 pairs = quarters + R1LAB_SHUFFLE(quarters, quarters, 2, 3, 2, 3, 6, 7, 6, 7);
   return {pairs[0] + pairs[1], pairs[4] + pairs[5]};
 }
 

@@ -43,7 +43,6 @@ typedef uint8_t bytes16 __attribute__((vector_size(16)));
 // out [rows, out_stride] = transpose(codes [columns, BAND]). Sixteen rows of sixteen bytes, each interleaved with the one
 // eight further, four times over, are transposed.
 void transpose_codes(const uint8_t* codes, int64_t rows, int64_t columns, uint8_t* out, int64_t out_stride) {
-    const bytes16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
     for (int64_t i = 0; i < rows; i += 16)
         for (int64_t j = 0; j < columns; j += 16) {
             bytes16 block[16], next[16];
@@ -51,8 +50,10 @@ void transpose_codes(const uint8_t* codes, int64_t rows, int64_t columns, uint8_
             for (int round = 0; round < 4; ++round) {
 #pragma GCC unroll 8
                 for (int line = 0; line < 8; ++line) {
-                    next[2 * line] = __builtin_shuffle(block[line], block[line + 8], low);
-                    next[2 * line + 1] = __builtin_shuffle(block[line], block[line + 8], high);
+                    const bytes16 a = block[line], b = block[line + 8];
+                    next[2 * line] = R1LAB_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                    next[2 * line + 1] =
+                        R1LAB_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
                 }
                 std::memcpy(block, next, sizeof block);
             }
