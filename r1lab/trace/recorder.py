@@ -5,8 +5,9 @@ advantage), then ours: group, reward, finish_reason, num_tokens, reflects; token
 rollout), train_logps and entropies (of the training pass; null for a completion that was not trained, such as one of
 advantage 0); and as text what reward functions logged beside their number (countdown_reason, format_reason, ...).
 
-A token takes about 12 bytes, so a step of 256 completions of 70 tokens takes 0.2 MB and 100 of them 20 MB; a step of
-1024 completions of 4,000 tokens would take 50 MB. `trace_groups` (`write_completions(max_groups=...)`) bounds that: so
+A token takes up to 12 bytes, over the main job 8 (what was not trained has no logps of the training pass), so a step of
+256 completions of 70 tokens takes 0.2 MB and 100 of them 15 MB; a step of 1024 completions of 4,000 tokens would take
+50 MB. `trace_groups` (`write_completions(max_groups=...)`) bounds that: so
 many groups of every step are kept, whole, spread evenly over the step's.
 """
 
