@@ -186,8 +186,8 @@ def draw_errors(errors: dict[tuple[str, int], torch.Tensor], path: str) -> None:
         axes.plot(range(1, len(error) + 1), error, color=colour, linewidth=0.8, alpha=0.7)
     axes.plot([], [], color="tab:red", label="FP8")
     axes.plot([], [], color="tab:blue", label="fp32, initial weights moved by 1e-6")
-    axes.set(xlabel="step", ylabel="training loss against fp32, %", ylim=(-3, 3))
-    axes.legend(loc="upper left", frameon=False)
+    axes.set(xlabel="step", ylabel="training loss against fp32, %")
+    axes.legend(loc="lower left", frameon=False)
     figure.savefig(path, dpi=120)
 
 
