@@ -73,7 +73,8 @@ class GRPOConfig:
         default=False, metadata={"help": "colocate: vLLM gives its memory back between rollouts."}
     )
     vllm_importance_sampling_correction: bool = field(
-        default=True, metadata={"help": "Weigh by training's over vLLM's probability of what was sampled."}
+        default=True,
+        metadata={"help": "Weigh by training's over the rollout's probability of what was sampled; with fp8 too."},
     )
     vllm_importance_sampling_mode: str = field(
         default="sequence_mask",
@@ -137,7 +138,7 @@ class GRPOConfig:
         default=False,
         metadata={
             "help": "Compute linear layers and experts in FP8 (DeepSeek-V3, section 3.3); rollouts read the weights "
-            "rounded alike."
+            "rounded alike, and what else differs is corrected for (vllm_importance_sampling_*)."
         },
     )
     router_replay: bool = field(

@@ -156,9 +156,10 @@ class PolicyUpdater:
         return metrics | update_routing_bias(self.policy, speed)
 
     def _rollout_weights(self, batch: TrainBatch, logps: torch.Tensor) -> torch.Tensor | None:
-        """Corrects for the engine that sampled; None where that was the policy itself."""
+        """Corrects for what sampled; None where that was the policy itself, in the same arithmetic."""
         config = self.config
-        if not (config.use_vllm and config.vllm_importance_sampling_correction):
+        is_another = config.use_vllm or config.fp8  # in FP8 the native engine rounds the weights, not the activations
+        if not (is_another and config.vllm_importance_sampling_correction):
             return None
         return importance_weights(
             logps if batch.old_logps is None else batch.old_logps,

@@ -19,6 +19,17 @@ def test_grpo_trains_and_samples_in_fp8():
     assert all(change > 0 for change in changed) and steps[1].metrics["skipped_updates"] == 0
 
 
+def test_what_sampled_is_corrected_for():
+    """The native engine does not round activations: its completions are weighed by what training thinks of them."""
+    ratio = "sampling/importance_sampling_ratio/"
+    corrected, plain, high = make_policy(), make_policy(), make_policy()
+    metrics = make_trainer(corrected, fp8=True).step().metrics
+    assert metrics[ratio + "min"] < 1 < metrics[ratio + "max"] <= 3
+    assert ratio + "mean" not in make_trainer(plain, fp8=True, vllm_importance_sampling_correction=False).step().metrics
+    assert any(not torch.equal(a, b) for a, b in zip(corrected.parameters(), plain.parameters(), strict=True))
+    assert ratio + "mean" not in make_trainer(high).step().metrics
+
+
 def test_the_reference_policy_computes_in_fp8_too():
     """Else the KL of the first step would measure the rounding."""
     metrics = make_trainer(make_policy(), fp8=True, beta=0.1).step().metrics
