@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results.json"
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
@@ -69,10 +70,10 @@ def report(rows: list[dict], write: bool) -> None:
 
 def command(arguments: list[str]) -> str:
     """As one types it in the repository; whose interpreter llama.cpp lives in is nobody's business."""
-    script, options = Path(arguments[0]).resolve(), list(arguments[1:])
+    options = list(arguments[1:])
     if "--llama_python" in options:
         options[options.index("--llama_python") + 1] = "PATH"
-    return f"python {shlex.join([script.relative_to(RESULTS.parents[2]).as_posix(), *options])}"
+    return f"python {shlex.join([os.path.relpath(arguments[0], ROOT), *options])}"
 
 
 def machine() -> str:

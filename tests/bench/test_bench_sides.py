@@ -66,13 +66,14 @@ def test_operations_of_a_token_are_two_for_each_weight_it_meets(pair):
 
 def test_rows_of_the_same_name_are_replaced_and_others_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sides, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "2"])
+    script = str(Path(sides.__file__).with_name("bench.py"))
+    monkeypatch.setattr(sys, "argv", [script, "--rounds", "2", "--llama_python", "/somewhere/python"])
     sides.report([sides.row("a", 2.0, 1.0, 1.5, "x/s"), sides.row("b", 2.0, 6.0, 2, "s", True)], write=True)
     sides.report([sides.row("a", 3.0, 1.0, 1.5, "x/s")], write=True)
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [(row["name"], row["ratio"], row["must"]) for row in rows] == [("a", 3.0, 1.5), ("b", 3.0, 2)]
     assert set(rows[0]) == {"name", "ours", "peer", "ratio", "must", "unit", "machine", "date", "command"}
-    assert rows[0]["command"] == "python bench.py --rounds 2"
+    assert rows[0]["command"] == "python tests/bench/bench.py --rounds 2 --llama_python PATH"
 
 
 def test_rounds_take_turns_and_the_first_one_does_not_count(capsys):
