@@ -30,7 +30,7 @@ from r1lab.loading import load_policy, load_prompts
 from r1lab.parallel.all_to_all import ExpertGroupError
 from r1lab.parallel.spread import ParallelSettingsError, check_processes, enable_fsdp_on_cpus, exit_together
 from r1lab.report import print_results
-from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams, VLLMRolloutEngine, build_vllm_engine
+from r1lab.rollout import HFRolloutEngine, RolloutEngine, SamplingParams, build_vllm_engine, generate_of
 from r1lab.run import Interrupted, Run, RunConfig
 from r1lab.tasks import TASKS
 from r1lab.trace.report import write_report
@@ -85,8 +85,7 @@ def build_sampler(engine, config: GRPOConfig):
         top_k=config.top_k,
         record_routing=config.router_replay,
     )
-    is_shared = isinstance(engine, VLLMRolloutEngine)
-    generate = engine.generate_together if is_shared else engine.generate
+    generate = generate_of(engine)
     return lambda prompt_ids, seeds: generate(prompt_ids, params, seeds=seeds)
 
 

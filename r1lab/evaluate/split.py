@@ -7,7 +7,7 @@ from typing import Any
 
 from r1lab.evaluate.judge import Judged, RewardFunction, is_code, judge_completions
 from r1lab.evaluate.statistics import problem_scores, summarize
-from r1lab.rollout import SamplingParams
+from r1lab.rollout import SamplingParams, generate_of
 from r1lab.trace.recorder import prompt_text
 from r1lab.trace.words import find_reflections
 from r1lab.types import Completion, Gather, Prompt
@@ -69,9 +69,7 @@ def build_generate(
         )
         engine.model.eval()
         seeds = [[_seed(ids) + i for i in range(n)] for ids in prompt_ids]
-        # An engine that answers several processes together is asked by all of them at once.
-        draw = getattr(engine, "generate_together", engine.generate)
-        return draw(prompt_ids, params, seeds=seeds)
+        return generate_of(engine)(prompt_ids, params, seeds=seeds)
 
     return generate
 

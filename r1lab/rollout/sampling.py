@@ -1,15 +1,17 @@
 """What to sample, and where each request's random numbers come from."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from r1lab.kernels.reference.decode_step import random_stream, random_uniform, sample_tokens
 
 __all__ = [
-    "SamplingParams", "as_token_ids", "check_no_recording", "check_prompts", "random_stream", "random_uniform",
-    "request_streams", "sample_tokens",
+    "SamplingParams", "as_token_ids", "check_no_recording", "check_prompts", "generate_of", "random_stream",
+    "random_uniform", "request_streams", "sample_tokens",
 ]  # fmt: skip
 
 
@@ -96,3 +98,9 @@ def request_streams(seed: int, num_prompts: int, n: int, seeds: list[list[int]] 
         if len(row) != n:
             raise ValueError(f"seeds[{p}] has {len(row)} seeds for n={n} completions: give one seed per completion")
     return random_stream(np.array([[value % 2**64 for value in row] for row in seeds], np.uint64))
+
+
+def generate_of(engine: Any) -> Callable:
+    """An engine's `generate`, for all processes to call at the same time: `generate_together` where it answers them
+    together."""
+    return getattr(engine, "generate_together", engine.generate)

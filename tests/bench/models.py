@@ -47,29 +47,28 @@ def random_prompts(count: int, length: int, vocab_size: int, seed: int = 0) -> l
 def decode_flops(config: DeepseekV3Config, length: float) -> float:
     """Operations (2 a multiply-add) of one token's forward with absorbed attention over `length` cached tokens, the
     head included."""
-    D, H, C = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
-    N, R, W = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    q = D * config.q_lora_rank + config.q_lora_rank * H * (N + R) if config.q_lora_rank else D * H * (N + R)
-    attention = q + D * (C + R) + H * C * (N + W) + H * W * D + length * H * (2 * C + R)
-    dense = 3 * D * config.intermediate_size
-    active = config.num_experts_per_tok + config.n_shared_experts
-    moe = 3 * D * config.moe_intermediate_size * active + D * config.n_routed_experts
-    num_dense = config.first_k_dense_replace
-    layers = config.num_hidden_layers * attention + num_dense * dense + (config.num_hidden_layers - num_dense) * moe
-    return 2.0 * (layers + D * config.vocab_size)
+    cached = length * config.num_attention_heads * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
+    return 2.0 * _decode_numbers(config, cached, config.num_experts_per_tok)
 
 
 def decode_bytes(config: DeepseekV3Config, batch: int, length: float) -> float:
     """fp32 bytes that one step of `batch` sequences with `length` cached tokens reads at least once: the weights that
     some row uses (experts drawn evenly) and every sequence's latents."""
+    unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** batch
+    cached = batch * length * (config.kv_lora_rank + config.qk_rope_head_dim)
+    return 4.0 * _decode_numbers(config, cached, config.n_routed_experts * (1 - unused))
+
+
+def _decode_numbers(config: DeepseekV3Config, cached: float, routed_experts: float) -> float:
+    """Weights of a step's matrices, each a multiply-add a token: absorbed attention, so many routed experts, the head;
+    and `cached` a layer for what attention does with its cache."""
     D, H, C = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
     N, R, W = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
     q = D * config.q_lora_rank + config.q_lora_rank * H * (N + R) if config.q_lora_rank else D * H * (N + R)
-    attention = q + D * (C + R) + H * C * (N + W) + H * W * D + batch * length * (C + R)
-    unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** batch
-    experts = config.n_routed_experts * (1 - unused) + config.n_shared_experts
+    attention = q + D * (C + R) + H * C * (N + W) + H * W * D + cached
+    dense = 3 * D * config.intermediate_size
+    experts = routed_experts + config.n_shared_experts
     moe = 3 * D * config.moe_intermediate_size * experts + D * config.n_routed_experts
     num_dense = config.first_k_dense_replace
-    dense = num_dense * 3 * D * config.intermediate_size
-    layers = config.num_hidden_layers * attention + dense + (config.num_hidden_layers - num_dense) * moe
-    return 4.0 * (layers + D * config.vocab_size)
+    layers = config.num_hidden_layers * attention + num_dense * dense + (config.num_hidden_layers - num_dense) * moe
+    return layers + D * config.vocab_size

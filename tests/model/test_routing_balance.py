@@ -4,14 +4,10 @@ import gc
 
 import pytest
 import torch
+from gates import gates_of
 from model_cases import make_config, make_ids, make_policy, right_mask
 
 from r1lab.model import PolicyForCausalLM, sequence_aux_loss, update_routing_bias
-from r1lab.model.moe import TopkGate
-
-
-def gates_of(model):
-    return [module for module in model.modules() if isinstance(module, TopkGate)]
 
 
 def test_bias_moves_the_choice_and_not_the_weights():
