@@ -74,7 +74,7 @@ class GRPOConfig:
     )
     vllm_importance_sampling_correction: bool = field(
         default=True,
-        metadata={"help": "Weigh by training's over the rollout's probability of what was sampled; with fp8 too."},
+        metadata={"help": "Weigh by training's over the rollout's probability of what was sampled."},
     )
     vllm_importance_sampling_mode: str = field(
         default="sequence_mask",
@@ -136,10 +136,7 @@ class GRPOConfig:
     )
     fp8: bool = field(
         default=False,
-        metadata={
-            "help": "Compute linear layers and experts in FP8 (DeepSeek-V3, section 3.3); rollouts read the weights "
-            "rounded alike, and what else differs is corrected for (vllm_importance_sampling_*)."
-        },
+        metadata={"help": "Compute linear layers and experts in FP8 (DeepSeek-V3, section 3.3), in rollouts too."},
     )
     router_replay: bool = field(
         default=False,

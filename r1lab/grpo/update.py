@@ -158,8 +158,7 @@ class PolicyUpdater:
     def _rollout_weights(self, batch: TrainBatch, logps: torch.Tensor) -> torch.Tensor | None:
         """Corrects for what sampled; None where that was the policy itself, in the same arithmetic."""
         config = self.config
-        is_another = config.use_vllm or config.fp8  # in FP8 the native engine rounds the weights, not the activations
-        if not (is_another and config.vllm_importance_sampling_correction):
+        if not (config.use_vllm and config.vllm_importance_sampling_correction):
             return None
         return importance_weights(
             logps if batch.old_logps is None else batch.old_logps,

@@ -223,14 +223,19 @@ def _replace_classes(policy: nn.Module, classes: dict[type, type]) -> list[str]:
     return changed
 
 
+def computes_in_fp8(module: nn.Module) -> bool:
+    """Whether a linear layer's or the routed experts' products run in E4M3."""
+    return isinstance(module, (FP8Linear, FP8RoutedExperts))
+
+
 @torch.no_grad()
 def computed_weight(module: nn.Module, name: str = "weight") -> torch.Tensor:
     """A module's weight as its products see it: rounded to E4M3 blocks when it computes in FP8, else as it is.
 
-    What samples for a policy that trains in FP8 reads these, and is closer to the training pass.
+    What samples for a policy that trains in FP8 reads these.
     """
     weight = getattr(module, name).detach()
-    if name == "bias" or not isinstance(module, (FP8Linear, FP8RoutedExperts)):
+    if name == "bias" or not computes_in_fp8(module):
         return weight
     parts = (
         weight.unflatten(1, (2, -1)).flatten(0, 1) if name == "gate_up_proj" else weight.view(-1, *weight.shape[-2:])

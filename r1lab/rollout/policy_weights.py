@@ -1,12 +1,13 @@
 """Reads a DeepSeek-V3 module tree (ours or transformers') into the plain tensors that the decoders take.
 
-No copies, but of weights that a policy in FP8 rounds before it multiplies: those come as rounded.
+No copies, but of weights that a policy in FP8 rounds before it multiplies: those come as rounded, and the decoders
+round what they multiply them with as the policy does.
 """
 
 import torch
 
 from r1lab.kernels.reference.decode_step import DecodeConfig, DecodeLayer, DecodeMTP, DecodeWeights
-from r1lab.precision import computed_weight
+from r1lab.precision import computed_weight, computes_in_fp8
 
 
 def read_weights(model: torch.nn.Module, num_positions: int, with_mtp: bool = False) -> DecodeWeights:
@@ -108,6 +109,7 @@ def _read_layer(layer: torch.nn.Module) -> DecodeLayer:
         router_bias=_tensor(mlp.gate, "e_score_correction_bias") if is_moe else None,
         experts_gate_up=_tensor(mlp.experts, "gate_up_proj") if is_moe else None,
         experts_down=_tensor(mlp.experts, "down_proj") if is_moe else None,
+        fp8=computes_in_fp8(attention.o_proj),
     )
 
 

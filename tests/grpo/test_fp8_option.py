@@ -12,22 +12,11 @@ def test_grpo_trains_and_samples_in_fp8():
     policies = [make_policy(), make_policy()]
     steps = [make_trainer(policy, fp8=fp8).step() for policy, fp8 in zip(policies, (False, True))]
     assert len(disable_fp8(policies[0])) == 0
-    differences = [step.metrics["sampling/sampling_logp_difference/mean"] for step in steps]
-    # Rollouts know nothing of the rounding of activations; of that of weights they do.
-    assert differences[0] < 1e-4 < differences[1] < 0.05
+    for step in steps:  # rollouts round what training rounds
+        assert step.metrics["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert "sampling/importance_sampling_ratio/mean" not in step.metrics
     changed = [(a - b).abs().max() for a, b in zip(policies[1].parameters(), make_policy().parameters())]
     assert all(change > 0 for change in changed) and steps[1].metrics["skipped_updates"] == 0
-
-
-def test_what_sampled_is_corrected_for():
-    """The native engine does not round activations: its completions are weighed by what training thinks of them."""
-    ratio = "sampling/importance_sampling_ratio/"
-    corrected, plain, high = make_policy(), make_policy(), make_policy()
-    metrics = make_trainer(corrected, fp8=True).step().metrics
-    assert metrics[ratio + "min"] < 1 < metrics[ratio + "max"] <= 3
-    assert ratio + "mean" not in make_trainer(plain, fp8=True, vllm_importance_sampling_correction=False).step().metrics
-    assert any(not torch.equal(a, b) for a, b in zip(corrected.parameters(), plain.parameters(), strict=True))
-    assert ratio + "mean" not in make_trainer(high).step().metrics
 
 
 def test_the_reference_policy_computes_in_fp8_too():

@@ -7,6 +7,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from r1lab.kernels.cpu.decode_step import CpuDecoder
 from r1lab.kernels.reference.decode_step import ReferenceDecoder, random_stream, random_uniform
 from r1lab.model import PolicyForCausalLM
+from r1lab.precision import enable_fp8
 from r1lab.rollout.policy_weights import read_weights
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -71,6 +72,27 @@ def test_step_by_step_logits_equal_the_full_forward(decoder_class, variant):
         position = np.array([length + step for length in prefill])
         logits = decoder.logits(np.array(slots), ids[torch.arange(3), position].numpy(), position)
         torch.testing.assert_close(logits, expected[torch.arange(3), position], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["default", "no_q_lora", "groups", "odd_sizes", "wider_than_a_tile"])
+@torch.no_grad()
+def test_a_policy_in_fp8_is_sampled_in_fp8(decoder_class, variant):
+    """Where rounding differs in a tie all that follows does: hence quantiles."""
+    wide = {"hidden_size": 136, "kv_lora_rank": 130, "q_lora_rank": 140, "intermediate_size": 150}
+    policy = ours_of(make_policy(**(wide if variant == "wider_than_a_tile" else VARIANTS[variant])))
+    ids = torch.randint(0, 61, (16, 4))
+    high = policy(ids).logits
+    enable_fp8(policy)
+    weights, expected = read_weights(policy, 8), policy(ids).logits
+    slot, position = np.repeat(np.arange(16), 4), np.tile(np.arange(4), 16)
+    errors = []
+    for rounds in (True, False):
+        for layer in weights.layers:
+            layer.fp8 = rounds
+        logits = decoder_class(weights, 16, 8).logits(slot, ids.flatten().numpy(), position)
+        errors.append((logits.view_as(expected) - expected).abs().amax(-1).flatten())
+    assert errors[0].quantile(0.8) < 1e-4 < errors[1].quantile(0.2)
+    assert (high - expected).abs().amax() > 1e-3
 
 
 @torch.no_grad()

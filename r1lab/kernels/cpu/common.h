@@ -1,6 +1,7 @@
 // What the CPU kernels share: vectors of the machine's width, exp, and a register-tiled matrix product.
 //
-// Written with the compilers' vector extension rather than intrinsics: one source for AVX2, AVX-512 and NEON. Every sum
+// Written with the compilers' vector extension rather than intrinsics (but for `multiply_add`): one source for AVX2,
+// AVX-512 and NEON. Every sum
 // runs in an order that depends on the sizes and the machine's width alone: results are bit-identical for any number of
 // threads.
 #pragma once
@@ -11,6 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
 
 #define R1LAB_API extern "C" __attribute__((visibility("default")))
 #define R1LAB_INLINE static inline __attribute__((always_inline))
@@ -52,6 +57,31 @@ template <class V = vec>
 R1LAB_INLINE V splat(float x) {
     return x - V{};  // x + 0 would cost an addition: it turns -0 into 0
 }
+
+// The same vector, loaded once: GCC would rather load it anew for each use, and loads are what runs out.
+template <class V>
+R1LAB_INLINE V in_register(V vector) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(vector));
+#elif defined(__AVX__)
+    asm("" : "+x"(vector));
+#endif
+    return vector;
+}
+
+// a * b + c, rounded once. Compilers contract the expression too, but not always: GCC leaves a loop's only sum of
+// products apart on some machines, and a row's result must not depend on the shape of the tile it is in.
+R1LAB_INLINE v8 multiply_add(v8 a, v8 b, v8 c) {
+#ifdef __FMA__
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+#ifdef __AVX512F__
+R1LAB_INLINE vec multiply_add(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+#endif
 
 // The first `n` floats only; lanes beyond the end read as `fill`.
 template <class V = vec>

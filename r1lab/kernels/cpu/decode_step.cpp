@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common.h"
+#include "e4m3.h"
 
 namespace {
 
@@ -45,76 +46,92 @@ struct Product {
     rest.out += static_cast<size_t>(row) * out_stride;
     return rest;
   }
-  Product from_panel(int panel) const {
+  Product from_column(int column) const {
     Product rest = *this;
-    rest.panels += static_cast<size_t>(panel) * k_size * OUTPUTS;
-    rest.n_size -= panel * OUTPUTS;
-    rest.bias = bias ? bias + panel * OUTPUTS : nullptr;
-    rest.out += panel * OUTPUTS;
+    rest.panels += static_cast<size_t>(column / OUTPUTS) * k_size * OUTPUTS;
+    rest.n_size -= column;
+    rest.bias = bias ? bias + column : nullptr;
+    rest.out += column;
     return rest;
   }
 };
 
-// The first MR rows times the first NP panels, all sums in registers over the whole of k. Meanwhile the panel `ahead`
-// is fetched: weights come from beyond L2, and no hardware looks that far.
-template <int MR, int NP>
-inline void micro_kernel(const Product& p, const float* ahead) {
-  constexpr int WIDTH = NP * VECTORS;
-  vec acc[MR][WIDTH];
+// The first MR rows times W vectors of outputs, which begin FIRST vectors into the first panel; all sums in registers over
+// the whole of k. Meanwhile what lies `ahead` is fetched: weights come from beyond L2, and no hardware looks that far.
+template <int MR, int W, int FIRST>
+R1LAB_INLINE void micro_kernel(const Product& p, const float* ahead) {
+  vec acc[MR][W];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 8
-    for (int j = 0; j < WIDTH; ++j) acc[m][j] = p.bias ? load(p.bias + j * LANES) : vec{};
+#pragma GCC unroll 12
+    for (int j = 0; j < W; ++j) acc[m][j] = p.bias ? load(p.bias + j * LANES) : vec{};
   const int64_t panel_size = static_cast<int64_t>(p.k_size) * OUTPUTS, in_stride = p.in_stride;
   const float *in = p.in, *weights = p.panels;
   for (int k = 0; k < p.k_size; ++k, ++in, weights += OUTPUTS, ahead += OUTPUTS) {
     __builtin_prefetch(ahead);
-    vec weight[WIDTH];
+    const auto weight_at = [&](int j) {
+      return load(weights + (FIRST + j) / VECTORS * panel_size + (FIRST + j) % VECTORS * LANES);
+    };
+    if constexpr (MR < W) {
+      vec x[MR];
 #pragma GCC unroll 8
-    for (int j = 0; j < WIDTH; ++j) weight[j] = load(weights + j / VECTORS * panel_size + j % VECTORS * LANES);
+      for (int m = 0; m < MR; ++m) x[m] = splat(in[m * in_stride]);
+#pragma GCC unroll 12
+      for (int j = 0; j < W; ++j) {
+        const vec weight = in_register(weight_at(j));
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const vec x = splat(in[m * in_stride]);
+        for (int m = 0; m < MR; ++m) acc[m][j] = multiply_add(x[m], weight, acc[m][j]);
+      }
+    } else {
+      vec weight[W];
+#pragma GCC unroll 12
+      for (int j = 0; j < W; ++j) weight[j] = in_register(weight_at(j));
 #pragma GCC unroll 8
-      for (int j = 0; j < WIDTH; ++j) acc[m][j] += x * weight[j];
+      for (int m = 0; m < MR; ++m) {
+        const vec x = splat(in[m * in_stride]);
+#pragma GCC unroll 12
+        for (int j = 0; j < W; ++j) acc[m][j] = multiply_add(x, weight[j], acc[m][j]);
+      }
     }
   }
-  if (p.n_size >= NP * OUTPUTS) {
+  float* out = p.out;
+  const int out_stride = p.out_stride;
+  if (p.n_size >= W * LANES) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 8
-      for (int j = 0; j < WIDTH; ++j) store(p.out + static_cast<size_t>(m) * p.out_stride + j * LANES, acc[m][j]);
+#pragma GCC unroll 12
+      for (int j = 0; j < W; ++j) store(out + static_cast<size_t>(m) * out_stride + j * LANES, acc[m][j]);
     return;
   }
-  float tile[MR][NP * OUTPUTS];
+  float tile[MR][W * LANES];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 8
-    for (int j = 0; j < WIDTH; ++j) store(tile[m] + j * LANES, acc[m][j]);
+#pragma GCC unroll 12
+    for (int j = 0; j < W; ++j) store(tile[m] + j * LANES, acc[m][j]);
   for (int m = 0; m < MR; ++m)
-    std::memcpy(p.out + static_cast<size_t>(m) * p.out_stride, tile[m], p.n_size * sizeof(float));
+    std::memcpy(out + static_cast<size_t>(m) * out_stride, tile[m], p.n_size * sizeof(float));
 }
 
-// Panels at a time for MR rows: eight sums in flight, for the latency of an addition, and two vectors of weights for
-// each input.
-constexpr int panels_for(int MR) {
-  int panels = 2 / VECTORS;
-  while (MR * panels * VECTORS < 8) panels *= 2;
-  return panels;
-}
+// Vectors at a time for MR rows: twelve sums in flight, for the latency of an addition.
+constexpr int vectors_for(int MR) { return MR == 1 ? 8 : std::max(2, 12 / MR); }
 
-// `rows` rows, a multiple of MR. Panels outside: they stay in L1, the rows stream from L2.
-template <int MR, int NP = panels_for(MR)>
-void multiply_strips(const Product& product, int rows) {
-  const int num_panels = ceil_div(product.n_size, OUTPUTS);
-  int panel = 0;
-  for (; panel + NP <= num_panels; panel += NP)
-    for (int row = 0; row < rows; row += MR) {  // each strip fetches one of the next panels
-      const int next = std::min(panel + NP + row / MR, num_panels - 1);
-      micro_kernel<MR, NP>(product.from_panel(panel).from_row(row), product.from_panel(next).panels);
+// `rows` rows, a multiple of MR, times the outputs from `column` on. Weights outside: they stay in L1, the rows stream
+// from L2.
+template <int MR, int W = vectors_for(MR)>
+void multiply_strips(const Product& product, int rows, int column = 0) {
+  constexpr int WIDTH = W * LANES;
+  const int num_columns = static_cast<int>(round_up(product.n_size, LANES));
+  for (; column + WIDTH <= num_columns; column += WIDTH)
+    for (int row = 0; row < rows; row += MR) {
+      const Product part = product.from_column(column).from_row(row);
+      const float* ahead = product.from_column(std::min(column + WIDTH * (1 + 0), num_columns - 1)).panels;
+      if (VECTORS == 1 || W % 2 == 0 || column % OUTPUTS == 0)
+        micro_kernel<MR, W, 0>(part, ahead);
+      else
+        micro_kernel<MR, W, VECTORS - 1>(part, ahead);
     }
-  if constexpr (NP > 1)
-    if (panel < num_panels) multiply_strips<MR, NP - 1>(product.from_panel(panel), rows);
+  if constexpr (W > 1)
+    if (column < num_columns) multiply_strips<MR, W / 2>(product, rows, column);
 }
 
 template <int MR = STRIP>
@@ -123,12 +140,14 @@ void multiply_strips_of(int strip, const Product& product, int rows) {
   if constexpr (MR > 1) multiply_strips_of<MR - 1>(strip, product, rows);
 }
 
+// Strips as even as can be: 16 rows are 6 + 5 + 5, since 6 + 6 + 4 leaves the last one waiting for its sums.
 void gemm(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias, float* out,
           int out_stride, int rows) {
   const Product product{in, in_stride, panels, k_size, n_size, bias, out, out_stride};
-  const int full = rows / STRIP * STRIP;
-  if (full) multiply_strips<STRIP>(product, full);
-  if (rows > full) multiply_strips_of(rows - full, product.from_row(full), rows - full);
+  const int num_strips = static_cast<int>(ceil_div(rows, STRIP)), strip = rows / num_strips;
+  const int larger = rows % num_strips * (strip + 1);
+  if (larger) multiply_strips_of(strip + 1, product, larger);
+  multiply_strips_of(strip, product.from_row(larger), rows - larger);
 }
 
 // The part of packed weights [num_total / 16][num_in][16] that holds outputs first .. first + num_out: the transpose.
@@ -161,6 +180,7 @@ struct R1Layer {
   const float *mlp_gate_up, *mlp_down, *router, *router_bias, *experts_gate_up, *experts_down;
   int32_t mlp_size, moe_size;
   int32_t moe_number;  // layers with experts before this one
+  int32_t fp8;         // whether products take their inputs as rounded to E4M3
 };
 
 struct R1Mtp {  // the multi-token-prediction module; its block is layers[num_layers], with a cache of its own
@@ -285,6 +305,12 @@ inline void rotate(const float* in, const float* cos, const float* sin, int size
   }
 }
 
+// What an FP8 layer's products see of their inputs.
+inline void round_rows(const R1Layer& layer, float* x, int stride, int size, int rows) {
+  if (!layer.fp8) return;
+  for (int m = 0; m < rows; ++m) round_row(x + static_cast<size_t>(m) * stride, size);
+}
+
 inline void add_to(float* x, const float* y, size_t size) {
   for (size_t i = 0; i < size; ++i) x[i] += y[i];
 }
@@ -302,44 +328,56 @@ inline void with_constant(int value, const Body& body) {
   body(std::integral_constant<int, N>());
 }
 
-// The sums of a's and of b's lanes, each in the order of `sum_lanes`.
-inline std::pair<float, float> sum_lanes_of_two(v8 a, v8 b) {
-  const v8 quarters = R1LAB_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + R1LAB_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-  const v8 pairs = quarters + R1LAB_SHUFFLE(quarters, quarters, 2, 3, 2, 3, 6, 7, 6, 7);
-  return {pairs[0] + pairs[1], pairs[4] + pairs[5]};
+// Sums of the lanes of eight vectors, the first one's in lane 0.
+inline v8 sums_of_lanes(const v8* v) {
+  v8 quarters[4], pairs[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)  // halves: lanes 0 to 3 are left of v[i], 4 to 7 of v[i + 4]
+    quarters[i] = R1LAB_SHUFFLE(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+                  R1LAB_SHUFFLE(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)  // v[i], v[i + 2], v[i + 4], v[i + 6]
+    pairs[i] = R1LAB_SHUFFLE(quarters[i], quarters[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
+               R1LAB_SHUFFLE(quarters[i], quarters[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  return R1LAB_SHUFFLE(pairs[0], pairs[1], 0, 8, 2, 10, 4, 12, 6, 14) +
+         R1LAB_SHUFFLE(pairs[0], pairs[1], 1, 9, 3, 11, 5, 13, 7, 15);
 }
 
-// scores[h][s] = q[h] . cache[s] for NH heads and two blocks of 8 positions at a time. Fetches as much `ahead`, which is
-// read next: all of it together does not fit into L2.
+// scores[h][s] = q[h] . cache[s] for NH heads and NB blocks of 8 positions. Fetches as much `ahead`, which is read next:
+// all of it together does not fit into L2.
+template <int NH, int NB>
+inline void score_blocks(const float* q, const float* keys, const float* ahead, int latent, float* scores) {
+  const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
+  v8 acc[NH][NB] = {};
+  for (int d = 0; d < latent; ++d, keys += POSITIONS, ahead += NB * POSITIONS, ++q) {
+#pragma GCC unroll 2
+    for (int b = 0; b < NB; b += 2) __builtin_prefetch(ahead + b * POSITIONS);
+    v8 key[NB];
+#pragma GCC unroll 8
+    for (int b = 0; b < NB; ++b) key[b] = in_register(load<v8>(keys + b * block_size));
+#pragma GCC unroll 8
+    for (int h = 0; h < NH; ++h) {
+      const v8 x = splat<v8>(q[h * latent]);
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) acc[h][b] = multiply_add(x, key[b], acc[h][b]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < NH; ++h)
+#pragma GCC unroll 8
+    for (int b = 0; b < NB; ++b) store(scores + h * CHUNK + b * POSITIONS, acc[h][b]);
+}
+
 template <int NH>
 void attention_scores(const float* q, const float* cache, const float* ahead, int latent, int num_blocks,
                       float* scores) {
-  const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
-  int block = 0;
-  for (; block + 2 <= num_blocks; block += 2) {
-    const float* keys = cache + block * block_size;
-    v8 acc[NH][2] = {};
-    for (int d = 0; d < latent; ++d) {
-      __builtin_prefetch(ahead + block * block_size + d * 2 * POSITIONS);
-      const v8 key0 = load<v8>(keys + d * POSITIONS), key1 = load<v8>(keys + block_size + d * POSITIONS);
-#pragma GCC unroll 8
-      for (int h = 0; h < NH; ++h) {
-        const v8 x = splat<v8>(q[h * latent + d]);
-        acc[h][0] += x * key0;
-        acc[h][1] += x * key1;
-      }
-    }
-    for (int h = 0; h < NH; ++h) {
-      store(scores + h * CHUNK + block * POSITIONS, acc[h][0]);
-      store(scores + h * CHUNK + (block + 1) * POSITIONS, acc[h][1]);
-    }
-  }
-  if (block < num_blocks) {
-    const float* keys = cache + block * block_size;
-    v8 acc[NH] = {};
-    for (int d = 0; d < latent; ++d)
-      for (int h = 0; h < NH; ++h) acc[h] += splat<v8>(q[h * latent + d]) * load<v8>(keys + d * POSITIONS);
-    for (int h = 0; h < NH; ++h) store(scores + h * CHUNK + block * POSITIONS, acc[h]);
+  constexpr int MOST = NH > 4 ? 2 : NH > 2 ? 3 : 4;  // sums that the registers hold beside NH queries
+  for (int block = 0; block < num_blocks;) {
+    const size_t first = static_cast<size_t>(block) * latent * POSITIONS;
+    with_constant<MOST>(num_blocks - block, [&](auto NB) {
+      score_blocks<NH, NB>(q, cache + first, ahead + first, latent, scores + block * POSITIONS);
+      block += NB;
+    });
   }
 }
 
@@ -364,30 +402,35 @@ float exponentials(float* scores, int length, int num_blocks, float scale, Runni
   return correction;
 }
 
-// context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads, two latent dimensions
-// at a time.
+// context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads: two latent dimensions
+// at a time, the lanes of eight summed together.
 template <int NH>
 void attention_context(const float* weights, const float* corrections, const float* cache, int latent, int kv_rank,
                        int num_blocks, float* context) {
   const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
+  v8 sums[NH][8] = {};
   for (int c = 0; c < kv_rank; c += 2) {
     const int second = c + 1 < kv_rank ? POSITIONS : 0;
     v8 acc[NH][2] = {};
     const float* values = cache + c * POSITIONS;
     for (int block = 0; block < num_blocks; ++block, values += block_size) {
-      const v8 value0 = load<v8>(values), value1 = load<v8>(values + second);
+      const v8 value0 = in_register(load<v8>(values)), value1 = in_register(load<v8>(values + second));
 #pragma GCC unroll 8
       for (int h = 0; h < NH; ++h) {
-        const v8 p = load<v8>(weights + h * CHUNK + block * POSITIONS);
-        acc[h][0] += p * value0;
-        acc[h][1] += p * value1;
+        const v8 p = in_register(load<v8>(weights + h * CHUNK + block * POSITIONS));
+        acc[h][0] = multiply_add(p, value0, acc[h][0]);
+        acc[h][1] = multiply_add(p, value1, acc[h][1]);
       }
     }
     for (int h = 0; h < NH; ++h) {
-      float* out = context + h * kv_rank + c;
-      const auto [sum0, sum1] = sum_lanes_of_two(acc[h][0], acc[h][1]);
-      out[0] = out[0] * corrections[h] + sum0;
-      if (second) out[1] = out[1] * corrections[h] + sum1;
+      sums[h][c % 8] = acc[h][0];
+      sums[h][c % 8 + 1] = acc[h][1];
+    }
+    if (c % 8 < 6 && c + 2 < kv_rank) continue;
+    for (int h = 0; h < NH; ++h) {
+      float* out = context + h * kv_rank + c / 8 * 8;
+      const int left = kv_rank - c / 8 * 8;
+      store_upto(out, load_upto<v8>(out, left) * corrections[h] + sums_of_lanes(sums[h]), left);
     }
   }
 }
@@ -435,32 +478,45 @@ inline float* cache_of(const R1Model& model, int layer, int slot) {
   return model.cache + (static_cast<size_t>(layer) * model.num_slots + slot) * slot_size;
 }
 
-// Norm and rotate a row's new latent and key straight into its cache.
-void append_cache(const R1Model& model, const R1Layer& layer, int index, const float* kv, int slot, int position) {
+// Norm and rotate the rows' new latents and keys into their caches; kv: in ws.qkv, normed in place.
+void append_cache(const R1Model& model, int index, float* kv, int stride, const int32_t* slot, const int32_t* position,
+                  int rows) {
+  const R1Layer& layer = model.layers[index];
   const int latent = model.kv_rank + model.rope, half = model.rope / 2;
-  const size_t block = static_cast<size_t>(position / POSITIONS) * latent * POSITIONS;
-  float* entry = cache_of(model, index, slot) + block + position % POSITIONS;
-  float sum = 0.0f;
-  for (int c = 0; c < model.kv_rank; ++c) sum += kv[c] * kv[c];
-  const float scale = 1.0f / std::sqrt(sum / model.kv_rank + model.kv_eps);
-  for (int c = 0; c < model.kv_rank; ++c) entry[c * POSITIONS] = layer.kv_norm[c] * (kv[c] * scale);
-  rotate(kv + model.kv_rank, model.cos + static_cast<size_t>(position) * half,
-         model.sin + static_cast<size_t>(position) * half, model.rope, model.rope_interleave,
-         entry + model.kv_rank * POSITIONS, POSITIONS);
+  rms_norm(kv, stride, layer.kv_norm, model.kv_eps, model.kv_rank, kv, stride, rows);
+  round_rows(layer, kv, stride, model.kv_rank, rows);
+  for (int m = 0; m < rows; ++m, kv += stride) {
+    const size_t block = static_cast<size_t>(position[m] / POSITIONS) * latent * POSITIONS;
+    float* entry = cache_of(model, index, slot[m]) + block + position[m] % POSITIONS;
+    for (int c = 0; c < model.kv_rank; ++c) entry[c * POSITIONS] = kv[c];
+    const size_t angle = static_cast<size_t>(position[m]) * half;
+    rotate(kv + model.kv_rank, model.cos + angle, model.sin + angle, model.rope, model.rope_interleave,
+           entry + model.kv_rank * POSITIONS, POSITIONS);
+  }
+}
+
+// What leads from ws.x to ws.qkv: [q or its low-rank form; latent; rotary key] of each row. Returns its stride.
+int project_qkv(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
+  const int q_size = model.q_rank ? model.q_rank : model.heads * (model.nope + model.rope);
+  const int stride = q_size + model.kv_rank + model.rope;
+  rms_norm(ws.x.data(), model.hidden, layer.input_norm, model.eps, model.hidden, ws.normed.data(), model.hidden, rows);
+  round_rows(layer, ws.normed.data(), model.hidden, model.hidden, rows);
+  gemm(ws.normed.data(), model.hidden, layer.qkv_a, model.hidden, stride, layer.qkv_a_bias, ws.qkv.data(), stride,
+       rows);
+  return stride;
 }
 
 // Adds the attention's output to ws.x.
 void attention(const R1Model& model, int index, const int32_t* slot, const int32_t* position, int rows, Workspace& ws) {
   const R1Layer& layer = model.layers[index];
   const int latent = model.kv_rank + model.rope, head_dim = model.nope + model.rope, half = model.rope / 2;
-  const int q_size = model.heads * head_dim, first = model.q_rank ? model.q_rank : q_size, stride = first + latent;
-  rms_norm(ws.x.data(), model.hidden, layer.input_norm, model.eps, model.hidden, ws.normed.data(), model.hidden, rows);
-  gemm(ws.normed.data(), model.hidden, layer.qkv_a, model.hidden, stride, layer.qkv_a_bias, ws.qkv.data(), stride,
-       rows);
+  const int q_size = model.heads * head_dim, first = model.q_rank ? model.q_rank : q_size;
+  const int stride = project_qkv(model, layer, rows, ws);
   const float* q = ws.qkv.data();
   int q_stride = stride;
   if (model.q_rank) {
     rms_norm(q, stride, layer.q_norm, model.q_eps, model.q_rank, ws.q_low.data(), model.q_rank, rows);
+    round_rows(layer, ws.q_low.data(), model.q_rank, model.q_rank, rows);
     gemm(ws.q_low.data(), model.q_rank, layer.q_b, model.q_rank, q_size, nullptr, ws.q.data(), q_size, rows);
     q = ws.q.data();
     q_stride = q_size;
@@ -470,8 +526,8 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
   for (int h = 0; h < model.heads; ++h)
     gemm(q + h * head_dim, q_stride, layer.key_up + h * key_panels, model.nope, model.kv_rank, nullptr,
          ws.q_latent.data() + h * latent, model.heads * latent, rows);
+  append_cache(model, index, ws.qkv.data() + first, stride, slot, position, rows);
   for (int m = 0; m < rows; ++m) {
-    append_cache(model, layer, index, ws.qkv.data() + static_cast<size_t>(m) * stride + first, slot[m], position[m]);
     const size_t angle = static_cast<size_t>(position[m]) * half;
     for (int h = 0; h < model.heads; ++h)
       rotate(q + static_cast<size_t>(m) * q_stride + h * head_dim + model.nope, model.cos + angle, model.sin + angle,
@@ -486,15 +542,16 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
   for (int h = 0; h < model.heads; ++h)
     gemm(ws.context.data() + h * model.kv_rank, model.heads * model.kv_rank, layer.value_up + h * value_panels,
          model.kv_rank, model.v_dim, nullptr, ws.attended.data() + h * model.v_dim, o_size, rows);
+  round_rows(layer, ws.attended.data(), o_size, o_size, rows);
   gemm(ws.attended.data(), o_size, layer.o, o_size, model.hidden, layer.o_bias, ws.normed.data(), model.hidden, rows);
   add_to(ws.x.data(), ws.normed.data(), static_cast<size_t>(rows) * model.hidden);
 }
 
 // -- feed-forward -----------------------------------------------------------------------------------------------------
 
-// out = down(silu(gate in) * up in); gate_up: the gate's `inner` outputs, then the up's.
-void swiglu(const float* in, int hidden, const float* gate_up, const float* down, int inner, float* out, int rows,
-            Workspace& ws) {
+// out = down(silu(gate in) * up in); gate_up: the gate's `inner` outputs, then the up's. `in` comes rounded.
+void swiglu(const R1Layer& layer, const float* in, int hidden, const float* gate_up, const float* down, int inner,
+            float* out, int rows, Workspace& ws) {
   gemm(in, hidden, gate_up, hidden, 2 * inner, nullptr, ws.gate_up.data(), 2 * inner, rows);
   for (int m = 0; m < rows; ++m) {
     const float *gate = ws.gate_up.data() + static_cast<size_t>(m) * 2 * inner, *up = gate + inner;
@@ -504,6 +561,7 @@ void swiglu(const float* in, int hidden, const float* gate_up, const float* down
       store_upto(act + f, g / (1.0f + exp_lanes(-g)) * load_upto(up + f, left), left);
     });
   }
+  round_rows(layer, ws.act.data(), inner, inner, rows);
   gemm(ws.act.data(), inner, down, inner, hidden, nullptr, out, hidden, rows);
 }
 
@@ -563,14 +621,19 @@ void route(const R1Model& model, const R1Layer& layer, const float* logits, floa
     weight[k] = (model.norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * model.routed_scaling;
 }
 
-// Adds the routed experts' output for ws.normed to ws.x, expert by expert over the block's rows.
-void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
-  const int hidden = model.hidden, inner = layer.moe_size;
+// The rows' experts, from ws.normed.
+void choose_experts(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
   float *scores = ws.router.data() + static_cast<size_t>(rows) * model.experts, *choice = scores + model.experts;
-  gemm(ws.normed.data(), hidden, layer.router, hidden, model.experts, nullptr, ws.router.data(), model.experts, rows);
+  gemm(ws.normed.data(), model.hidden, layer.router, model.hidden, model.experts, nullptr, ws.router.data(),
+       model.experts, rows);
   for (int m = 0; m < rows; ++m)
     route(model, layer, ws.router.data() + static_cast<size_t>(m) * model.experts, scores, choice,
           ws.topk_idx.data() + m * model.top_k, ws.topk_weight.data() + m * model.top_k);
+}
+
+// Adds the chosen experts' output for ws.normed to ws.x, expert by expert over the block's rows.
+void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
+  const int hidden = model.hidden, inner = layer.moe_size;
   const size_t gate_up_size = static_cast<size_t>(round_up(2 * inner, OUTPUTS)) * hidden;
   const size_t down_size = static_cast<size_t>(round_up(hidden, OUTPUTS)) * inner;
   for (int e = 0; e < model.experts; ++e) {
@@ -584,8 +647,8 @@ void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Worksp
       ++count;
     }
     if (!count) continue;
-    swiglu(ws.expert_in.data(), hidden, layer.experts_gate_up + e * gate_up_size, layer.experts_down + e * down_size,
-           inner, ws.expert_out.data(), count, ws);
+    swiglu(layer, ws.expert_in.data(), hidden, layer.experts_gate_up + e * gate_up_size,
+           layer.experts_down + e * down_size, inner, ws.expert_out.data(), count, ws);
     for (int i = 0; i < count; ++i) {
       float* x = ws.x.data() + static_cast<size_t>(ws.expert_rows[i]) * hidden;
       const float* out = ws.expert_out.data() + static_cast<size_t>(i) * hidden;
@@ -612,11 +675,14 @@ void run_layer(const R1Model& model, int index, const int32_t* slot, const int32
   const int hidden = model.hidden;
   attention(model, index, slot, position, rows, ws);
   rms_norm(ws.x.data(), hidden, layer.mlp_norm, model.eps, hidden, ws.normed.data(), hidden, rows);
+  if (layer.router) choose_experts(model, layer, rows, ws);
+  round_rows(layer, ws.normed.data(), hidden, hidden, rows);  // the gate has seen all their digits
   if (layer.router) routed_experts(model, layer, rows, ws);
   if (layer.router && model.routing && index < model.num_layers)  // not of the block that only drafts
     record_routing(model, layer, slot, position, rows, ws);
   if (layer.mlp_size) {
-    swiglu(ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(), rows, ws);
+    swiglu(layer, ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(),
+           rows, ws);
     add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);
   }
 }

@@ -33,7 +33,7 @@ _LAYER_TENSORS = (
 
 class _Layer(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in _LAYER_TENSORS] + [
-        (name, c_int32) for name in ("mlp_size", "moe_size", "moe_number")
+        (name, c_int32) for name in ("mlp_size", "moe_size", "moe_number", "fp8")
     ]
 
 
@@ -206,7 +206,7 @@ class CpuDecoder:
         pointers = [self._keep(packed[name]) for name in _LAYER_TENSORS]
         mlp_size = 0 if layer.mlp_gate is None else layer.mlp_gate.shape[0]
         moe_size = 0 if layer.router is None else layer.experts_down.shape[-1]
-        return _Layer(*pointers, mlp_size, moe_size, moe_number)
+        return _Layer(*pointers, mlp_size, moe_size, moe_number, layer.fp8)
 
 
 def _pack(*parts: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 // numbers are the multiples of 2^-9.
 #pragma once
 
+#include <limits>
+
 #include "common.h"
 
 namespace r1lab {
@@ -10,6 +12,8 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 constexpr int64_t E4M3_TILE = 128;  // columns of a tile, and rows of a weight's block
 constexpr int32_t E4M3_NAN = 0x7F;
+constexpr float E4M3_MAX = 448.0f;
+constexpr float LEAST_SCALE = 0x1p-126f;  // the smallest normal number: a division by a scale never overflows
 
 // The codes of the numbers nearest to x, ties to the even code; |x| <= 448 or NaN.
 R1LAB_INLINE ivec encode_lanes(vec x) {
@@ -50,6 +54,57 @@ R1LAB_INLINE void decode(const uint8_t* codes, int64_t size, float scale, float*
     for_each_vector(size, [&](int64_t i, auto left) {
         store_upto(out + i, scale * decode_lanes(*reinterpret_cast<const ivec*>(wide + i)), left);
     });
+}
+
+// |x| as an integer. Compared so, NaN is above infinity, and a maximum cannot lose it.
+R1LAB_INLINE ivec magnitude_bits(vec x) { return reinterpret_cast<ivec>(x) & 0x7FFFFFFF; }
+
+R1LAB_INLINE ivec larger(ivec a, ivec b) { return a > b ? a : b; }
+
+// Of each lane's numbers among x[0..size).
+R1LAB_INLINE ivec largest_bits(const float* x, int64_t size) {
+    ivec largest{};
+    for_each_vector(size, [&](int64_t i, auto left) { largest = larger(largest, magnitude_bits(load_upto(x + i, left))); });
+    return largest;
+}
+
+// The scale of a tile whose largest magnitude has these bits.
+static inline float scale_of(int32_t largest_bits, bool is_power_of_two) {
+    float largest;
+    std::memcpy(&largest, &largest_bits, sizeof largest);
+    if (!(largest <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
+    if (largest == 0.0f) return 1.0f;
+    float scale = std::max(largest / E4M3_MAX, LEAST_SCALE);
+    if (!is_power_of_two) return scale;
+    uint32_t bits;
+    std::memcpy(&bits, &scale, sizeof bits);
+    bits = (bits + 0x7FFFFF) & 0x7F800000;  // a carry steps to the next exponent; exact powers stay
+    std::memcpy(&scale, &bits, sizeof scale);
+    return scale;
+}
+
+static inline float scale_of(ivec largest, bool is_power_of_two) {
+    int32_t most = 0;
+    for (int lane = 0; lane < LANES; ++lane) most = std::max(most, largest[lane]);
+    return scale_of(most, is_power_of_two);
+}
+
+R1LAB_INLINE vec saturate(vec x) {
+    x = x > E4M3_MAX ? splat(E4M3_MAX) : x;
+    return x < -E4M3_MAX ? splat(-E4M3_MAX) : x;
+}
+
+// x[0..size) as E4M3 in 1x128 tiles with scales that are powers of two, and back: what an FP8 product sees of a row.
+static inline void round_row(float* x, int64_t size) {
+    for (int64_t k = 0; k < size; k += E4M3_TILE) {
+        float* tile = x + k;
+        const int64_t columns = std::min(E4M3_TILE, size - k);
+        const float scale = scale_of(largest_bits(tile, columns), true);
+        for_each_vector(columns, [&](int64_t i, auto left) {
+            const vec quotient = saturate(load_upto(tile + i, left) / scale);
+            store_upto(tile + i, scale * decode_lanes(encode_lanes(quotient)), left);
+        });
+    }
 }
 
 }  // namespace r1lab

@@ -3,40 +3,12 @@
 // M rows, K columns, G = ceil(K / 128) tiles along the columns. One task is a column of tiles within a band of 128 rows.
 // Gradients and activations come a second time as transposed matrices (for the products along the tokens): those are
 // read as they lie, and their bytes transposed in L1.
-#include <limits>
-
 #include "e4m3.h"
 
 namespace r1lab {
 namespace {
 
-constexpr float E4M3_MAX = 448.0f;
-constexpr float LEAST_SCALE = 0x1p-126f;  // the smallest normal number: a division by a scale never overflows
 constexpr int64_t BAND = 128;
-
-// |x| as an integer. Compared so, NaN is above infinity, and a maximum cannot lose it.
-R1LAB_INLINE ivec magnitude_bits(vec x) { return reinterpret_cast<ivec>(x) & 0x7FFFFFFF; }
-
-R1LAB_INLINE ivec larger(ivec a, ivec b) { return a > b ? a : b; }
-
-float scale_of(int32_t largest_bits, bool is_power_of_two) {
-    float largest;
-    std::memcpy(&largest, &largest_bits, sizeof largest);
-    if (!(largest <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
-    if (largest == 0.0f) return 1.0f;
-    float scale = std::max(largest / E4M3_MAX, LEAST_SCALE);
-    if (!is_power_of_two) return scale;
-    uint32_t bits;
-    std::memcpy(&bits, &scale, sizeof bits);
-    bits = (bits + 0x7FFFFF) & 0x7F800000;  // a carry steps to the next exponent; exact powers stay
-    std::memcpy(&scale, &bits, sizeof scale);
-    return scale;
-}
-
-R1LAB_INLINE vec saturate(vec x) {
-    x = x > E4M3_MAX ? splat(E4M3_MAX) : x;
-    return x < -E4M3_MAX ? splat(-E4M3_MAX) : x;
-}
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 
@@ -76,13 +48,8 @@ struct Quantizer {
         for (int64_t m = first; m < last; m += tile_rows) {
             const int64_t end = std::min(last, m + tile_rows);
             ivec largest{};
-            for (int64_t row = m; row < end; ++row)
-                for_each_vector(columns, [&](int64_t i, auto left) {
-                    largest = larger(largest, magnitude_bits(load_upto(x + row * stride + k + i, left)));
-                });
-            int32_t most = 0;
-            for (int lane = 0; lane < LANES; ++lane) most = std::max(most, largest[lane]);
-            const float factor = scale[m / tile_rows * G() + k / E4M3_TILE] = scale_of(most, is_power_of_two);
+            for (int64_t row = m; row < end; ++row) largest = larger(largest, largest_bits(x + row * stride + k, columns));
+            const float factor = scale[m / tile_rows * G() + k / E4M3_TILE] = scale_of(largest, is_power_of_two);
             for (int64_t row = m; row < end; ++row)
                 encode(columns,
                        [&](int64_t i, auto left) { return saturate(load_upto(x + row * stride + k + i, left) / factor); },

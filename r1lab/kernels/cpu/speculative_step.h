@@ -32,15 +32,9 @@ void mtp_input(const R1Model& model, int rows, Drafts& drafts, Workspace& ws) {
 // Rows whose prediction nobody reads: only their latents go into the module's cache.
 void mtp_fill_cache(const R1Model& model, int rows, Drafts& drafts, Workspace& ws) {
   mtp_input(model, rows, drafts, ws);
-  const R1Layer& layer = model.layers[model.num_layers];
-  const int first = model.q_rank ? model.q_rank : model.heads * (model.nope + model.rope);
-  const int stride = first + model.kv_rank + model.rope;
-  rms_norm(ws.x.data(), model.hidden, layer.input_norm, model.eps, model.hidden, ws.normed.data(), model.hidden, rows);
-  gemm(ws.normed.data(), model.hidden, layer.qkv_a, model.hidden, stride, layer.qkv_a_bias, ws.qkv.data(), stride,
-       rows);
-  for (int m = 0; m < rows; ++m)
-    append_cache(model, layer, model.num_layers, ws.qkv.data() + static_cast<size_t>(m) * stride + first,
-                 drafts.slot[m], drafts.position[m]);
+  const int stride = project_qkv(model, model.layers[model.num_layers], rows, ws);
+  append_cache(model, model.num_layers, ws.qkv.data() + stride - model.kv_rank - model.rope, stride, drafts.slot.data(),
+               drafts.position.data(), rows);
 }
 
 inline void take_state(const R1Model& model, int slot, int position, int row, Drafts& drafts) {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from r1lab.kernels.reference.moe_experts import moe_experts
+from r1lab.kernels.reference.moe_experts import run_experts
 from r1lab.kernels.reference.moe_gate import moe_gate
 from r1lab.kernels.reference.quantize_tiles import TILE, dequantize_tiles, quantize_tiles
 from r1lab.kernels.reference.rms_norm import rms_norm
@@ -77,6 +77,9 @@ class DecodeLayer:
     """[E, 2F, D], the gate's F rows first."""
     experts_down: torch.Tensor | None
     """[E, D, F]."""
+    fp8: bool = False
+    """The layer's linear layers and experts take their inputs as rounded to E4M3, in 1x128 tiles (V3 technical report,
+    section 3.3); their weights, and `kv_b`'s, are rounded already."""
 
 
 @dataclass(slots=True)
@@ -224,11 +227,23 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleave: b
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def _rounded(x_MK: torch.Tensor, layer: DecodeLayer) -> torch.Tensor:
+    """What a product of the layer makes of its input."""
+    if not layer.fp8:
+        return x_MK
+    return dequantize_tiles(*quantize_tiles(x_MK, 1, power_of_two=True), 1).to(x_MK.dtype)
+
+
+def _swiglu(x_MD: torch.Tensor, gate_FD, up_FD, down_DF, layer: DecodeLayer) -> torch.Tensor:
+    """x comes rounded."""
+    return F.linear(_rounded(F.silu(F.linear(x_MD, gate_FD)) * F.linear(x_MD, up_FD), layer), down_DF)
+
+
 def _feed_forward(
     x_MD: torch.Tensor, layer: DecodeLayer, config: DecodeConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """([M, D], the experts chosen [M, K]; None: a dense layer)."""
-    y_MD, topk_idx_MK = torch.zeros_like(x_MD), None
+    y_MD, rounded_MD, topk_idx_MK = torch.zeros_like(x_MD), _rounded(x_MD, layer), None
     if layer.router is not None:
         topk_idx_MK, topk_weights_MK = moe_gate(
             F.linear(x_MD.float(), layer.router.float()),
@@ -239,9 +254,10 @@ def _feed_forward(
             config.norm_topk_prob,
             config.routed_scaling_factor,
         )
-        y_MD = moe_experts(x_MD, topk_idx_MK, topk_weights_MK, layer.experts_gate_up, layer.experts_down)
+        experts = [(*gate_up.chunk(2), down, layer) for gate_up, down in zip(layer.experts_gate_up, layer.experts_down)]
+        y_MD = run_experts(rounded_MD, topk_idx_MK, topk_weights_MK, experts, _swiglu)
     if layer.mlp_gate is not None:
-        y_MD = y_MD + F.linear(F.silu(F.linear(x_MD, layer.mlp_gate)) * F.linear(x_MD, layer.mlp_up), layer.mlp_down)
+        y_MD = y_MD + _swiglu(rounded_MD, layer.mlp_gate, layer.mlp_up, layer.mlp_down, layer)
     return y_MD, topk_idx_MK
 
 
@@ -423,17 +439,18 @@ class ReferenceDecoder:
         config, layer = self.weights.config, self.layers[index]
         cos = self.weights.cos[position_M].to(x_MD.dtype)
         sin = self.weights.sin[position_M].to(x_MD.dtype)
+        x_MD = _rounded(x_MD, layer)
         if layer.q_a is not None:
-            q = F.linear(
-                rms_norm(F.linear(x_MD, layer.q_a, layer.q_a_bias), layer.q_a_norm, config.q_norm_eps), layer.q_b
-            )
+            low_MQ = rms_norm(F.linear(x_MD, layer.q_a, layer.q_a_bias), layer.q_a_norm, config.q_norm_eps)
+            q = F.linear(_rounded(low_MQ, layer), layer.q_b)
         else:
             q = F.linear(x_MD, layer.q_b)
         sizes = (config.qk_nope_head_dim, config.qk_rope_head_dim)
         q_nope_MHN, q_pe_MHR = q.unflatten(-1, (config.num_heads, -1)).split(sizes, -1)
         q_pe_MHR = _rotate(q_pe_MHR, cos[:, None], sin[:, None], config.rope_interleave)
         kv_MC, pe_MR = F.linear(x_MD, layer.kv_a, layer.kv_a_bias).split((config.kv_lora_rank, sizes[1]), -1)
-        self.kv_cache.write(index, slot_M, position_M, rms_norm(kv_MC, layer.kv_a_norm, config.kv_norm_eps))
+        latent_MC = rms_norm(kv_MC, layer.kv_a_norm, config.kv_norm_eps)
+        self.kv_cache.write(index, slot_M, position_M, _rounded(latent_MC, layer))  # it is what kv_b takes
         self.pe_cache.write(index, slot_M, position_M, _rotate(pe_MR, cos, sin, config.rope_interleave))
 
         key_HNC, value_HWC = layer.kv_b.unflatten(0, (config.num_heads, -1)).split((sizes[0], config.v_head_dim), 1)
@@ -445,7 +462,8 @@ class ReferenceDecoder:
         scores_MHS = (scores_MHS * config.attention_scaling).masked_fill(future_MS[:, None], -math.inf)
         probs_MHS = scores_MHS.softmax(-1, dtype=torch.float32).to(x_MD.dtype)
         context_MHC = torch.einsum("mhs,msc->mhc", probs_MHS, kv_MSC)
-        return F.linear(torch.einsum("mhc,hwc->mhw", context_MHC, value_HWC).flatten(1), layer.o, layer.o_bias)
+        attended_MO = torch.einsum("mhc,hwc->mhw", context_MHC, value_HWC).flatten(1)
+        return F.linear(_rounded(attended_MO, layer), layer.o, layer.o_bias)
 
 
 def record_tokens(requests: DecodeRequests, active, token_M, logp_M, stop_V) -> None:
