@@ -343,15 +343,25 @@ inline v8 sums_of_lanes(const v8* v) {
          R1LAB_SHUFFLE(pairs[0], pairs[1], 1, 9, 3, 11, 5, 13, 7, 15);
 }
 
-// scores[h][s] = q[h] . cache[s] for NH heads and NB blocks of 8 positions. Fetches as much `ahead`, which is read next:
-// all of it together does not fit into L2.
+// What attention reads after this chunk, fetched a cache line at a time between sums: all caches together do not fit into
+// L2, and at once their lines would fill the queue of what is under way.
+struct Ahead {
+  const float *next, *end;
+
+  void fetch() {
+    if (next >= end) return;
+    __builtin_prefetch(next);
+    next += 16;
+  }
+};
+
+// scores[h][s] = q[h] . cache[s] for NH heads and NB blocks of 8 positions.
 template <int NH, int NB>
-inline void score_blocks(const float* q, const float* keys, const float* ahead, int latent, float* scores) {
+inline void score_blocks(const float* q, const float* keys, Ahead& ahead, int latent, float* scores) {
   const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   v8 acc[NH][NB] = {};
-  for (int d = 0; d < latent; ++d, keys += POSITIONS, ahead += NB * POSITIONS, ++q) {
-#pragma GCC unroll 2
-    for (int b = 0; b < NB; b += 2) __builtin_prefetch(ahead + b * POSITIONS);
+  for (int d = 0; d < latent; ++d, keys += POSITIONS, ++q) {
+    ahead.fetch();
     v8 key[NB];
 #pragma GCC unroll 8
     for (int b = 0; b < NB; ++b) key[b] = in_register(load<v8>(keys + b * block_size));
@@ -369,13 +379,12 @@ inline void score_blocks(const float* q, const float* keys, const float* ahead, 
 }
 
 template <int NH>
-void attention_scores(const float* q, const float* cache, const float* ahead, int latent, int num_blocks,
-                      float* scores) {
+void attention_scores(const float* q, const float* cache, Ahead& ahead, int latent, int num_blocks, float* scores) {
   constexpr int MOST = NH > 4 ? 2 : NH > 2 ? 3 : 4;  // sums that the registers hold beside NH queries
   for (int block = 0; block < num_blocks;) {
     const size_t first = static_cast<size_t>(block) * latent * POSITIONS;
     with_constant<MOST>(num_blocks - block, [&](auto NB) {
-      score_blocks<NH, NB>(q, cache + first, ahead + first, latent, scores + block * POSITIONS);
+      score_blocks<NH, NB>(q, cache + first, ahead, latent, scores + block * POSITIONS);
       block += NB;
     });
   }
@@ -405,8 +414,8 @@ float exponentials(float* scores, int length, int num_blocks, float scale, Runni
 // context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads: two latent dimensions
 // at a time, the lanes of eight summed together.
 template <int NH>
-void attention_context(const float* weights, const float* corrections, const float* cache, int latent, int kv_rank,
-                       int num_blocks, float* context) {
+void attention_context(const float* weights, const float* corrections, const float* cache, Ahead& ahead, int latent,
+                       int kv_rank, int num_blocks, float* context) {
   const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
   v8 sums[NH][8] = {};
   for (int c = 0; c < kv_rank; c += 2) {
@@ -414,6 +423,7 @@ void attention_context(const float* weights, const float* corrections, const flo
     v8 acc[NH][2] = {};
     const float* values = cache + c * POSITIONS;
     for (int block = 0; block < num_blocks; ++block, values += block_size) {
+      ahead.fetch();
       const v8 value0 = in_register(load<v8>(values)), value1 = in_register(load<v8>(values + second));
 #pragma GCC unroll 8
       for (int h = 0; h < NH; ++h) {
@@ -437,18 +447,18 @@ void attention_context(const float* weights, const float* corrections, const flo
 
 // One chunk of `length` positions for NH heads.
 template <int NH>
-void attend_chunk(const R1Model& model, const float* q, const float* cache, const float* ahead, int length,
-                  float* scores, RunningSoftmax* running, float* context) {
+void attend_chunk(const R1Model& model, const float* q, const float* cache, Ahead& ahead, int length, float* scores,
+                  RunningSoftmax* running, float* context) {
   const int latent = model.kv_rank + model.rope, num_blocks = (length + POSITIONS - 1) / POSITIONS;
   attention_scores<NH>(q, cache, ahead, latent, num_blocks, scores);
   float corrections[NH];
   for (int h = 0; h < NH; ++h)
     corrections[h] = exponentials(scores + h * CHUNK, length, num_blocks, model.attention_scaling, running[h]);
-  attention_context<NH>(scores, corrections, cache, latent, model.kv_rank, num_blocks, context);
+  attention_context<NH>(scores, corrections, cache, ahead, latent, model.kv_rank, num_blocks, context);
 }
 
-void attend_row(const R1Model& model, const float* q, const float* cache, const float* next_cache, int length,
-                Workspace& ws, float* context) {
+void attend_row(const R1Model& model, const float* q, const float* cache, int length, const float* next_cache,
+                int next_length, Workspace& ws, float* context) {
   const int latent = model.kv_rank + model.rope, kv_rank = model.kv_rank;
   float* scores = ws.scores.data();
   std::vector<RunningSoftmax>& running = ws.running;
@@ -457,12 +467,14 @@ void attend_row(const R1Model& model, const float* q, const float* cache, const 
   for (int first = 0; first < length; first += CHUNK) {
     const int size = std::min(CHUNK, length - first);
     const float* chunk = cache + static_cast<size_t>(first) * latent;
-    const float* ahead = first + CHUNK < length ? chunk + static_cast<size_t>(CHUNK) * latent : next_cache;
+    const bool is_last = first + CHUNK >= length;
+    const int next_size = is_last ? next_length : std::min(CHUNK, length - first - CHUNK);
+    const float* next = is_last ? next_cache : chunk + static_cast<size_t>(CHUNK) * latent;
+    Ahead ahead{next, next + round_up(std::min(next_size, CHUNK), POSITIONS) * latent};
     for (int h = 0; h < model.heads;) {
       const auto attend = [&](auto NH) {
         attend_chunk<NH>(model, q + h * latent, chunk, ahead, size, scores, running.data() + h, context + h * kv_rank);
         h += NH;
-        ahead = chunk;  // fetched once is enough
       };
       with_constant<MAX_HEADS>(model.heads - h, attend);
     }
@@ -534,10 +546,12 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
              model.rope, model.rope_interleave,
              ws.q_latent.data() + (static_cast<size_t>(m) * model.heads + h) * latent + model.kv_rank, 1);
   }
-  for (int m = 0; m < rows; ++m)
+  for (int m = 0; m < rows; ++m) {
+    const int next = std::min(m + 1, rows - 1);
     attend_row(model, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
-               cache_of(model, index, slot[m]), cache_of(model, index, slot[std::min(m + 1, rows - 1)]),
-               position[m] + 1, ws, ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
+               cache_of(model, index, slot[m]), position[m] + 1, cache_of(model, index, slot[next]), position[next] + 1,
+               ws, ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
+  }
   const int o_size = model.heads * model.v_dim;
   for (int h = 0; h < model.heads; ++h)
     gemm(ws.context.data() + h * model.kv_rank, model.heads * model.kv_rank, layer.value_up + h * value_panels,
