@@ -2,6 +2,7 @@
 
     python tests/bench/bench_fp8.py pretrain --side fp8 --seed 0 --output fp8-0.json [--num_steps 1100]
     python tests/bench/bench_fp8.py compare *.json [--picture errors.png]
+    python tests/bench/bench_fp8.py grpo RUN_DIR ... [--picture curves.png]
     python tests/bench/bench_fp8.py drift [--num_documents 64]
     python tests/bench/bench_fp8.py memory
 
@@ -10,7 +11,8 @@ weights and see the same batches: fp32, FP8 and, to see how far chance alone dri
 moved by 1e-6 of themselves. --init_from data/base --learning_rate_share 0.1 goes on from a trained policy, which
 leaves chance less to drive apart. compare: the relative error of the training loss against the fp32 run of the same
 seed, smoothed as in V3's appendix B.1 (exponential moving average, 0.9), and of the loss on held-out documents. V3
-reports less than 0.25 % for models of 16 and 230 billion parameters.
+reports less than 0.25 % for models of 16 and 230 billion parameters. grpo: the curves and results of runs of
+recipes/r1_zero.py with and without --fp8 true.
 """
 
 import argparse
@@ -56,6 +58,7 @@ from r1lab.rollout import RolloutEngine, SamplingParams  # noqa: E402
 from r1lab.rollout.policy_weights import read_weights  # noqa: E402
 from r1lab.tasks.corpus import stream_documents  # noqa: E402
 from r1lab.tasks.tokenizer import build_tokenizer  # noqa: E402
+from r1lab.trace import load_run  # noqa: E402
 
 SMOOTHING = 0.9
 HELD_OUT_SEED = 10**6
@@ -191,6 +194,42 @@ def draw_errors(errors: dict[tuple[str, int], torch.Tensor], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+# -- GRPO -------------------------------------------------------------------------------------------------------------
+
+
+def grpo(options) -> None:
+    """A line a run: held-out accuracy of each split, and how far rollouts and training are apart."""
+    runs = [load_run(path) for path in options.runs]
+    for run in sorted(runs, key=lambda run: (run.config["fp8"], run.config["seed"])):
+        scores = run.results.query("when == 'final' and metric == 'accuracy'")
+        final = "  ".join(f"{split} {100 * value:.1f} %" for split, value in zip(scores["split"], scores["value"]))
+        apart = run.metrics["sampling/sampling_logp_difference/mean"].mean()
+        name = f"{name_of(run.config['fp8'])}, seed {run.config['seed']}"
+        print(f"{name:<12} {final}  mean difference of logps {apart:.1e}")
+    if options.picture:
+        draw_grpo(runs, options.picture)
+
+
+def name_of(is_fp8: bool) -> str:
+    return "FP8" if is_fp8 else "fp32"
+
+
+def draw_grpo(runs: list, path: str) -> None:
+    """Training accuracy, averaged over ten steps, and the mismatch of rollouts and training."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for is_fp8, colour in ((False, "tab:blue"), (True, "tab:red")):
+        for run in (run for run in runs if run.config["fp8"] == is_fp8):
+            accuracy = 100 * run.metrics["rewards/countdown_reward/mean"].rolling(10, min_periods=1).mean()
+            left.plot(run.metrics["step"], accuracy, color=colour, linewidth=1, alpha=0.8)
+            apart = run.metrics["sampling/sampling_logp_difference/mean"]
+            right.semilogy(run.metrics["step"], apart, color=colour, linewidth=1, alpha=0.8)
+        left.plot([], [], color=colour, label=name_of(is_fp8))
+    left.set(xlabel="step", ylabel="right in training, %")
+    right.set(xlabel="step", ylabel="mean |logp in training - in the rollout|, nats")
+    left.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
 # -- logps on the base ------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +282,8 @@ def drift(options) -> None:
     prompts = [row[: int((row == tokenizer.convert_tokens_to_ids("Assistant")).nonzero()[0]) + 2].tolist()
                for batch in batches for row in batch["input_ids"]][: options.num_prompts]  # fmt: skip
     params = SamplingParams(n=2, max_tokens=48, seed=0)
-    for name, sampler in (("rounded weights", policy), ("weights as they are", disabled_copy(policy))):
+    samplers = {"in FP8": policy, "of rounded weights": rounded, "of weights as they are": disabled_copy(policy)}
+    for name, sampler in samplers.items():
         ours, theirs = [], []
         groups = RolloutEngine(sampler, eos_token_id=tokenizer.eos_token_id).generate(prompts, params)
         for prompt, group in zip(prompts, groups, strict=True):
@@ -253,7 +293,7 @@ def drift(options) -> None:
                     scores = policy(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
                 ours.append(scores.gather(1, ids[0, len(prompt) :, None])[:, 0])
                 theirs.append(torch.tensor(completion.logps))
-        describe(f"training pass in FP8 against rollouts of {name}", (torch.cat(ours),), (torch.cat(theirs),))
+        describe(f"training pass in FP8 against rollouts {name}", (torch.cat(ours),), (torch.cat(theirs),))
 
 
 def disabled_copy(policy: PolicyForCausalLM) -> PolicyForCausalLM:
@@ -331,13 +371,16 @@ def main():
     several = commands.add_parser("compare")
     several.add_argument("runs", nargs="+", help="JSON files of pretrain, fp32 runs among them")
     several.add_argument("--picture", help="a PNG of the errors over the steps")
+    curves = commands.add_parser("grpo")
+    curves.add_argument("runs", nargs="+", help="run directories")
+    curves.add_argument("--picture", help="a PNG of the curves")
     two = commands.add_parser("drift")
     two.add_argument("--num_documents", type=int, default=256)
     two.add_argument("--num_prompts", type=int, default=16)
     commands.add_parser("memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    {"pretrain": pretrain, "compare": compare, "drift": drift, "memory": memory}[options.command](options)
+    {"pretrain": pretrain, "compare": compare, "grpo": grpo, "drift": drift, "memory": memory}[options.command](options)
 
 
 if __name__ == "__main__":

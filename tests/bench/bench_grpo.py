@@ -26,8 +26,6 @@ from accelerate import Accelerator
 from models import BASE, load_pair
 from sides import CLOCKS, add_options, interleave, pin, report, row, timed
 from transformers import AutoTokenizer, TrainerCallback
-from trl import GRPOConfig as TRLConfig
-from trl import GRPOTrainer as TRLTrainer
 
 from r1lab.grpo import GRPOConfig, GRPOTrainer
 from r1lab.rollout import RolloutEngine, SamplingParams
@@ -95,6 +93,9 @@ def timed_from_here():
 
 def build_trl(model, lengths: str, micro_batch: int, steps: int, clock: Clock, shape=(PROMPTS, GROUP, LIMIT)):
     """TRL's trainer of the same task."""
+    from trl import GRPOConfig as TRLConfig  # not in the process whose memory is ours
+    from trl import GRPOTrainer as TRLTrainer
+
     num_prompts, group, limit = shape
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     total = num_prompts * group
@@ -115,7 +116,7 @@ def build_trl(model, lengths: str, micro_batch: int, steps: int, clock: Clock, s
     )
 
 
-def mean_length(trainer: TRLTrainer) -> float:
+def mean_length(trainer) -> float:
     name = "completions/mean_length"
     values = [float(entry[name]) for entry in trainer.state.log_history if name in entry]
     return sum(values) / len(values)

@@ -12,8 +12,7 @@ is ahead of the next one's: flips of tiny margins are rounding, others a mistake
 
 Must, in fp32 and without replay: differences of at most 1e-5 and not one flip; the exit code is 1 otherwise. What is
 above is compared with a pass in float64, which says how much of it is each side's rounding.
---fp8: the pass in FP8 (`r1lab.precision`), beside rollouts with its rounded weights and fp32 activations: the two
-really differ.
+--fp8: both in FP8 (`r1lab.precision`), where a tie that the two round apart changes all that follows.
 """
 
 import argparse

@@ -124,7 +124,7 @@ void multiply_strips(const Product& product, int rows, int column = 0) {
   for (; column + WIDTH <= num_columns; column += WIDTH)
     for (int row = 0; row < rows; row += MR) {
       const Product part = product.from_column(column).from_row(row);
-      const float* ahead = product.from_column(std::min(column + WIDTH * (1 + 0), num_columns - 1)).panels;
+      const float* ahead = product.from_column(std::min(column + WIDTH, num_columns - 1)).panels;
       if (VECTORS == 1 || W % 2 == 0 || column % OUTPUTS == 0)
         micro_kernel<MR, W, 0>(part, ahead);
       else
@@ -140,7 +140,7 @@ void multiply_strips_of(int strip, const Product& product, int rows) {
   if constexpr (MR > 1) multiply_strips_of<MR - 1>(strip, product, rows);
 }
 
-// Strips as even as can be: 16 rows are 6 + 5 + 5, since 6 + 6 + 4 leaves the last one waiting for its sums.
+// Strips as even as can be: 13 rows are 5 + 4 + 4, since the last one of 6 + 6 + 1 would wait for its weights.
 void gemm(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias, float* out,
           int out_stride, int rows) {
   const Product product{in, in_stride, panels, k_size, n_size, bias, out, out_stride};
