@@ -136,7 +136,9 @@ class GRPOConfig:
     )
     fp8: bool = field(
         default=False,
-        metadata={"help": "Compute linear layers and experts in FP8 (DeepSeek-V3, section 3.3), in rollouts too."},
+        metadata={
+            "help": "Compute linear layers and experts in FP8 (DeepSeek-V3, section 3.3), in the native engine too."
+        },
     )
     router_replay: bool = field(
         default=False,

@@ -1,9 +1,9 @@
 """Rollouts of another engine: how far its log-probabilities are from training's, and the weights that correct for it.
 
-An engine with kernels and a precision of its own (vLLM) samples from mu, which is near
-the policy pi but not equal to it. Each term of the loss is then weighed by pi / mu of what was sampled, bounded to keep
-the variance finite: truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you
-off-policy RL training"), or masked (Liu et al. 2025, "When speed kills stability"). TRL's arithmetic and names.
+An engine with kernels and a precision of its own (vLLM) samples from mu, which is near the policy pi but not equal to
+it. Each term of the loss is then weighed by pi / mu of what was sampled, bounded to keep the variance finite: truncated
+importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), or
+masked (Liu et al. 2025, "When speed kills stability"). TRL's arithmetic and names.
 """
 
 import math

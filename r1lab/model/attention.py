@@ -95,6 +95,8 @@ class MultiHeadLatentAttention(nn.Module):
             return self.path == "absorb"
         if self.training and self.dropout:
             return False
+        if type(self.kv_b_proj) is not nn.Linear:  # in FP8 it rounds what it takes, which absorbing would skip
+            return False
         expand = self.kv_lora_rank * (self.nope_dim + self.v_head_dim)
         wider = 2 * self.kv_lora_rank - self.nope_dim - self.v_head_dim  # latent heads are wider than real ones
         return T * (expand + S * max(wider, 0)) < S * expand

@@ -176,7 +176,8 @@ def enable_fp8(policy: nn.Module) -> list[str]:
     """From now on the policy's linear layers and experts compute in FP8. Returns the names of the modules changed.
 
     Only the decoder's layers change, so embedding and head stay; so do the gate and the norms, which are no linear
-    layers, and the attention core. Parameters, their names and checkpoints do not change. Safe to call twice.
+    layers, the attention core, and `eh_proj` of the multi-token-prediction module, which V3's checkpoints keep high
+    too. Parameters, their names and checkpoints do not change. Safe to call twice.
 
     Raises:
         ValueError: not a `PolicyForCausalLM`.
@@ -216,7 +217,7 @@ def _replace_classes(policy: nn.Module, classes: dict[type, type]) -> list[str]:
         )
     changed = []
     for name, module in policy.model.layers.named_modules(prefix="model.layers"):
-        if type(module) in classes:
+        if type(module) in classes and not name.endswith("eh_proj"):
             # The class alone changes: optimisers, wrappers and checkpoints keep the very same parameters.
             module.__class__ = classes[type(module)]
             changed.append(name)
@@ -224,8 +225,8 @@ def _replace_classes(policy: nn.Module, classes: dict[type, type]) -> list[str]:
 
 
 def computes_in_fp8(module: nn.Module) -> bool:
-    """Whether a linear layer's or the routed experts' products run in E4M3."""
-    return isinstance(module, (FP8Linear, FP8RoutedExperts))
+    """Whether a linear layer's or the routed experts' products run in E4M3, with weights stored so or not."""
+    return isinstance(module, (FP8Linear, FP8RoutedExperts)) or getattr(module, "is_stored_fp8", False)
 
 
 @torch.no_grad()
@@ -235,7 +236,7 @@ def computed_weight(module: nn.Module, name: str = "weight") -> torch.Tensor:
     What samples for a policy that trains in FP8 reads these.
     """
     weight = getattr(module, name).detach()
-    if name == "bias" or not computes_in_fp8(module):
+    if name == "bias" or not isinstance(module, (FP8Linear, FP8RoutedExperts)):
         return weight
     parts = (
         weight.unflatten(1, (2, -1)).flatten(0, 1) if name == "gate_up_proj" else weight.view(-1, *weight.shape[-2:])

@@ -1,7 +1,7 @@
 """Reads a DeepSeek-V3 module tree (ours or transformers') into the plain tensors that the decoders take.
 
 No copies, but of weights that a policy in FP8 rounds before it multiplies: those come as rounded, and the decoders
-round what they multiply them with as the policy does.
+round what they multiply them with as the policy does (an fp32 one: in bf16 its own rounding comes on top).
 """
 
 import torch

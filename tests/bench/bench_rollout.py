@@ -7,16 +7,19 @@ token. B = 16 and 128 are groups of 16 completions of one prompt, which is what 
 apart, as it wants them. Its fastest setting is looked for first (cache, experts' implementation). Rates are tokens a
 second of the process's CPU time, which a busy machine disturbs less than wall time; both are printed.
 --llama_python: an interpreter with `cyllama` and `gguf` (pip install cyllama gguf): llama.cpp from PyPI's wheel, one
-llama_decode a step for the whole batch, sampling not included. The share of FMA peak counts `models.decode_flops`
-against `fma_peak.cpp`, timed in the same rounds.
+llama_decode a step for the whole batch, sampling not included. The share of FMA peak is that of the decode steps,
+sampling included, without the packing of weights and the prefill before them: `models.decode_flops` by the CPU time
+spent in them, against `fma_peak.cpp` in the same rounds.
 """
 
 import argparse
 import ctypes
 import subprocess
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from llama_peer import LlamaPeer
@@ -24,6 +27,7 @@ from models import EXPERTS, decode_flops, load_pair, random_prompts
 from sides import add_options, interleave, pin, report, row, timed
 from transformers import GenerationConfig
 
+from r1lab.kernels.cpu.decode_step import CpuDecoder
 from r1lab.rollout import RolloutEngine, SamplingParams
 
 MUST = {("tiny", 1): 50, ("tiny", 16): 15, ("tiny", 128): 10, ("medium", 128): 6}
@@ -88,8 +92,21 @@ def build_fma_peak():
     return partial(peak.fma_peak, 1_000_000), 1_000_000 * peak.operations_of_iteration()
 
 
+def timed_with_decode(run) -> dict[str, float]:
+    """`timed`, and "decode": the CPU seconds of it that went into decode steps."""
+    spent, decode = [], CpuDecoder.decode
+
+    def timed_decode(*args, **kwargs):
+        start = time.process_time()
+        decode(*args, **kwargs)
+        spent.append(time.process_time() - start)
+
+    with mock.patch.object(CpuDecoder, "decode", timed_decode):
+        return timed(run) | {"decode": sum(spent)}
+
+
 def rates(seconds: dict[str, float], amount: float) -> dict[str, float]:
-    """A second of CPU, and of wall."""
+    """How much a second of each."""
     return {clock: amount / value for clock, value in seconds.items()}
 
 
@@ -104,7 +121,7 @@ def compare(size: str, batch: int, options) -> list[dict]:
     peak, flops = build_fma_peak()
     repeats = max(1, options.repeat_tokens // tokens)
     sides = {
-        "ours": lambda: rates(timed(lambda: [mine() for _ in range(repeats)]), tokens * repeats),
+        "ours": lambda: rates(timed_with_decode(lambda: [mine() for _ in range(repeats)]), tokens * repeats),
         "transformers": lambda: rates(timed(peer), tokens),
         "fma": lambda: rates(timed(peak), flops),
     }
@@ -117,7 +134,7 @@ def compare(size: str, batch: int, options) -> list[dict]:
     if options.llama is not None:
         rows.append(row(f"rollout vs llama.cpp {options.llama.dtype}, {size}, B={batch}", rate["ours"],
                         rate["llama.cpp"], MUST_LLAMA[size] if batch > 1 else 0, "tokens/s of CPU"))  # fmt: skip
-    done = rate["ours"] * decode_flops(ours.config, options.prompt_length + options.new_tokens / 2)
+    done = results["ours"]["decode"] * decode_flops(ours.config, options.prompt_length + options.new_tokens / 2)
     rows.append(row(f"decode share of the measured FMA peak, {size}, B={batch}", done / 1e9, rate["fma"] / 1e9,
                     0.55 if batch > 1 else 0, "GFLOP/s of CPU"))  # fmt: skip
     return rows

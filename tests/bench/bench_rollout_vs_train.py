@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--num_problems", type=int, default=8192, help="distinct problems of each task")
     parser.add_argument("--max_tokens", type=int, default=256, help="longest completion")
     parser.add_argument("--max_tokens_per_batch", type=int, default=4096, help="tokens computed in a micro-batch")
-    parser.add_argument("--fp8", action="store_true", help="the training pass in FP8")
+    parser.add_argument("--fp8", action="store_true", help="rollouts and training pass in FP8")
     parser.add_argument("--core", type=int, default=None, help="pin this process to one core")
     options = parser.parse_args()
     pin(options.core)

@@ -12,11 +12,17 @@ def test_grpo_trains_and_samples_in_fp8():
     policies = [make_policy(), make_policy()]
     steps = [make_trainer(policy, fp8=fp8).step() for policy, fp8 in zip(policies, (False, True))]
     assert len(disable_fp8(policies[0])) == 0
-    for step in steps:  # rollouts round what training rounds
-        assert step.metrics["sampling/sampling_logp_difference/mean"] < 1e-5
-        assert "sampling/importance_sampling_ratio/mean" not in step.metrics
+    assert not any("importance_sampling" in name for step in steps for name in step.metrics)
     changed = [(a - b).abs().max() for a, b in zip(policies[1].parameters(), make_policy().parameters())]
     assert all(change > 0 for change in changed) and steps[1].metrics["skipped_updates"] == 0
+
+
+def test_rollouts_round_what_training_rounds(monkeypatch):
+    name = "sampling/sampling_logp_difference/mean"
+    alike = make_trainer(make_policy(), fp8=True).step().metrics[name]
+    monkeypatch.setattr("r1lab.rollout.policy_weights.computes_in_fp8", lambda module: False)
+    weights_alone = make_trainer(make_policy(), fp8=True).step().metrics[name]
+    assert alike < 0.1 * weights_alone  # what is left are ties
 
 
 def test_the_reference_policy_computes_in_fp8_too():

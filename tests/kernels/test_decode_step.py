@@ -82,8 +82,10 @@ def test_a_policy_in_fp8_is_sampled_in_fp8(decoder_class, variant):
     policy = ours_of(make_policy(**(wide if variant == "wider_than_a_tile" else VARIANTS[variant])))
     ids = torch.randint(0, 61, (16, 4))
     high = policy(ids).logits
+    assert not any(layer.fp8 for layer in read_weights(policy, 8).layers)
     enable_fp8(policy)
     weights, expected = read_weights(policy, 8), policy(ids).logits
+    assert all(layer.fp8 for layer in weights.layers)
     slot, position = np.repeat(np.arange(16), 4), np.tile(np.arange(4), 16)
     errors = []
     for rounds in (True, False):

@@ -11,6 +11,7 @@ from r1lab.kernels.cpu.decode_step import CpuDecoder
 from r1lab.kernels.reference.decode_step import ReferenceDecoder
 from r1lab.kernels.reference.speculative_step import acceptance, mtp_forward
 from r1lab.model import PolicyForCausalLM, mtp_hidden_states
+from r1lab.precision import enable_fp8
 from r1lab.rollout import RolloutEngine, SamplingParams
 from r1lab.rollout.policy_weights import read_weights
 from r1lab.rollout.speculative import RETRY_CALLS, Drafting, _Pace
@@ -115,11 +116,14 @@ def test_second_tokens_follow_the_softmax(cpu_kernels):
       "num_attention_heads": 3, "num_key_value_heads": 3}, {"attention_bias": True}, {"first_k_dense_replace": 9}],
 )  # fmt: skip
 @torch.no_grad()
-def test_drafts_are_the_modules(decoder_class, changes, request):
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_drafts_are_the_modules(decoder_class, changes, precision, request):
     """Greedy drafts of every length of prompt, against the training forward of the module."""
     if decoder_class is CpuDecoder:
         request.getfixturevalue("cpu_kernels")
     policy = mtp_policy(agreeing=False, **changes)
+    if precision == "fp8":
+        enable_fp8(policy)
     backend = "cpu" if decoder_class is CpuDecoder else "reference"
     prompts = ragged_prompts((1, 2, 9, 17))
     groups, counts = sample(policy, backend, 1, prompts, eos=[], max_tokens=12, temperature=0.0)

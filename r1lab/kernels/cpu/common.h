@@ -1,9 +1,8 @@
 // What the CPU kernels share: vectors of the machine's width, exp, and a register-tiled matrix product.
 //
-// Written with the compilers' vector extension rather than intrinsics (but for `multiply_add`): one source for AVX2,
-// AVX-512 and NEON. Every sum
-// runs in an order that depends on the sizes and the machine's width alone: results are bit-identical for any number of
-// threads.
+// Written with the compilers' vector extension rather than intrinsics (but for `in_register` and `multiply_add`): one
+// source for AVX2, AVX-512 and NEON. Every sum runs in an order that depends on the sizes and the machine's width alone:
+// results are bit-identical for any number of threads.
 #pragma once
 
 #include <algorithm>

@@ -56,8 +56,9 @@ struct Product {
   }
 };
 
-// The first MR rows times W vectors of outputs, which begin FIRST vectors into the first panel; all sums in registers over
-// the whole of k. Meanwhile what lies `ahead` is fetched: weights come from beyond L2, and no hardware looks that far.
+// The first MR rows times W vectors of outputs, which begin FIRST vectors into the first panel; all sums in registers
+// over the whole of k. Meanwhile the panel `ahead` is fetched: weights come from beyond L2, and no hardware looks that
+// far.
 template <int MR, int W, int FIRST>
 R1LAB_INLINE void micro_kernel(const Product& p, const float* ahead) {
   vec acc[MR][W];
@@ -112,23 +113,26 @@ R1LAB_INLINE void micro_kernel(const Product& p, const float* ahead) {
     std::memcpy(out + static_cast<size_t>(m) * out_stride, tile[m], p.n_size * sizeof(float));
 }
 
-// Vectors at a time for MR rows: twelve sums in flight, for the latency of an addition.
+// Vectors at a time for MR rows: about twelve sums in flight, for the latency of an addition.
 constexpr int vectors_for(int MR) { return MR == 1 ? 8 : std::max(2, 12 / MR); }
 
 // `rows` rows, a multiple of MR, times the outputs from `column` on. Weights outside: they stay in L1, the rows stream
 // from L2.
 template <int MR, int W = vectors_for(MR)>
 void multiply_strips(const Product& product, int rows, int column = 0) {
-  constexpr int WIDTH = W * LANES;
+  constexpr int WIDTH = W * LANES, NUM_AHEAD = (WIDTH + OUTPUTS - 1) / OUTPUTS;
   const int num_columns = static_cast<int>(round_up(product.n_size, LANES));
   for (; column + WIDTH <= num_columns; column += WIDTH)
-    for (int row = 0; row < rows; row += MR) {
+    for (int row = 0; row < rows; row += MR) {  // strips fetch the panels of the next columns in turns
+      const int next = static_cast<int>(round_up(column + WIDTH, OUTPUTS)) + row / MR % NUM_AHEAD * OUTPUTS;
+      const float* ahead = product.from_column(std::min(next, num_columns - 1)).panels;
       const Product part = product.from_column(column).from_row(row);
-      const float* ahead = product.from_column(std::min(column + WIDTH, num_columns - 1)).panels;
-      if (VECTORS == 1 || W % 2 == 0 || column % OUTPUTS == 0)
-        micro_kernel<MR, W, 0>(part, ahead);
-      else
-        micro_kernel<MR, W, VECTORS - 1>(part, ahead);
+      if constexpr (VECTORS > 1 && W % 2 == 1)
+        if (column % OUTPUTS) {
+          micro_kernel<MR, W, 1>(part, ahead);
+          continue;
+        }
+      micro_kernel<MR, W, 0>(part, ahead);
     }
   if constexpr (W > 1)
     if (column < num_columns) multiply_strips<MR, W / 2>(product, rows, column);
@@ -143,6 +147,7 @@ void multiply_strips_of(int strip, const Product& product, int rows) {
 // Strips as even as can be: 13 rows are 5 + 4 + 4, since the last one of 6 + 6 + 1 would wait for its weights.
 void gemm(const float* in, int in_stride, const float* panels, int k_size, int n_size, const float* bias, float* out,
           int out_stride, int rows) {
+  if (!rows) return;
   const Product product{in, in_stride, panels, k_size, n_size, bias, out, out_stride};
   const int num_strips = static_cast<int>(ceil_div(rows, STRIP)), strip = rows / num_strips;
   const int larger = rows % num_strips * (strip + 1);
@@ -316,8 +321,8 @@ inline void add_to(float* x, const float* y, size_t size) {
 }
 
 // -- attention --------------------------------------------------------------------------------------------------------
-// A cache is read once, a chunk of positions at a time, for all heads: scores, their exponentials against the largest so
-// far, and the weighted sum of latents, which is rescaled when a later chunk holds a larger score (Milakov and
+// A cache is read once, a chunk of positions at a time, for all heads: scores, their exponentials against the largest
+// so far, and the weighted sum of latents, which is rescaled when a later chunk holds a larger score (Milakov and
 // Gimelshein, 2018).
 
 // Calls body with min(value, N) as a constant, value at least 1.
@@ -343,8 +348,8 @@ inline v8 sums_of_lanes(const v8* v) {
          R1LAB_SHUFFLE(pairs[0], pairs[1], 1, 9, 3, 11, 5, 13, 7, 15);
 }
 
-// What attention reads after this chunk, fetched a cache line at a time between sums: all caches together do not fit into
-// L2, and at once their lines would fill the queue of what is under way.
+// What attention reads after this chunk, fetched a cache line at a time between sums: all caches together do not fit
+// into L2, and at once their lines would fill the queue of what is under way.
 struct Ahead {
   const float *next, *end;
 
@@ -380,7 +385,7 @@ inline void score_blocks(const float* q, const float* keys, Ahead& ahead, int la
 
 template <int NH>
 void attention_scores(const float* q, const float* cache, Ahead& ahead, int latent, int num_blocks, float* scores) {
-  constexpr int MOST = NH > 4 ? 2 : NH > 2 ? 3 : 4;  // sums that the registers hold beside NH queries
+  constexpr int MOST = NH > 4 ? 2 : NH > 2 ? 3 : 4;  // blocks whose sums and keys the registers hold
   for (int block = 0; block < num_blocks;) {
     const size_t first = static_cast<size_t>(block) * latent * POSITIONS;
     with_constant<MOST>(num_blocks - block, [&](auto NB) {
@@ -411,8 +416,8 @@ float exponentials(float* scores, int length, int num_blocks, float scale, Runni
   return correction;
 }
 
-// context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads: two latent dimensions
-// at a time, the lanes of eight summed together.
+// context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads: two latent
+// dimensions at a time, the lanes of eight summed together.
 template <int NH>
 void attention_context(const float* weights, const float* corrections, const float* cache, Ahead& ahead, int latent,
                        int kv_rank, int num_blocks, float* context) {
@@ -468,7 +473,7 @@ void attend_row(const R1Model& model, const float* q, const float* cache, int le
     const int size = std::min(CHUNK, length - first);
     const float* chunk = cache + static_cast<size_t>(first) * latent;
     const bool is_last = first + CHUNK >= length;
-    const int next_size = is_last ? next_length : std::min(CHUNK, length - first - CHUNK);
+    const int next_size = is_last ? next_length : length - first - CHUNK;
     const float* next = is_last ? next_cache : chunk + static_cast<size_t>(CHUNK) * latent;
     Ahead ahead{next, next + round_up(std::min(next_size, CHUNK), POSITIONS) * latent};
     for (int h = 0; h < model.heads;) {

@@ -64,7 +64,8 @@ R1LAB_INLINE ivec larger(ivec a, ivec b) { return a > b ? a : b; }
 // Of each lane's numbers among x[0..size).
 R1LAB_INLINE ivec largest_bits(const float* x, int64_t size) {
     ivec largest{};
-    for_each_vector(size, [&](int64_t i, auto left) { largest = larger(largest, magnitude_bits(load_upto(x + i, left))); });
+    for_each_vector(
+        size, [&](int64_t i, auto left) { largest = larger(largest, magnitude_bits(load_upto(x + i, left))); });
     return largest;
 }
 

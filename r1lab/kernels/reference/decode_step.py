@@ -9,6 +9,7 @@ E experts, K experts per token, F expert intermediate size, V vocabulary, L laye
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -254,8 +255,9 @@ def _feed_forward(
             config.norm_topk_prob,
             config.routed_scaling_factor,
         )
-        experts = [(*gate_up.chunk(2), down, layer) for gate_up, down in zip(layer.experts_gate_up, layer.experts_down)]
-        y_MD = run_experts(rounded_MD, topk_idx_MK, topk_weights_MK, experts, _swiglu)
+        experts = [(*gate_up.chunk(2), down) for gate_up, down in zip(layer.experts_gate_up, layer.experts_down)]
+        swiglu = partial(_swiglu, layer=layer)
+        y_MD = run_experts(rounded_MD, topk_idx_MK, topk_weights_MK, experts, swiglu)
     if layer.mlp_gate is not None:
         y_MD = y_MD + _swiglu(rounded_MD, layer.mlp_gate, layer.mlp_up, layer.mlp_down, layer)
     return y_MD, topk_idx_MK
@@ -285,7 +287,7 @@ class _E4M3Store:
         self.dtype = like.dtype
 
     def write(self, layer: int, slot_M: torch.Tensor, position_M: torch.Tensor, x_MC: torch.Tensor) -> None:
-        q_MC, scale_MG = quantize_tiles(x_MC, 1)
+        q_MC, scale_MG = quantize_tiles(x_MC, 1, power_of_two=True)  # exact for what an FP8 layer has rounded already
         for tensor, value in zip(self.tensors, (q_MC.view(torch.uint8), scale_MG), strict=True):
             tensor[layer, slot_M, position_M] = value
 
