@@ -154,8 +154,7 @@ class GRPOTrainer:
             metrics |= self.updater.update(collection.trained)
         with record_function("r1lab/gather weights"):
             self.spread.gather()
-        if self.config.router_replay:
-            _forget_routing(collection.sampled)
+        _forget_routing(collection.sampled)
         self.on_new_weights()
         self.step_index += 1
         self._count_skipped(metrics["skipped_updates"])

@@ -16,7 +16,7 @@ from r1lab.grpo.batch import BatchTotals, build_batches, has_gradient
 from r1lab.grpo.logps import completion_logps, shares_prompts, unwrap
 from r1lab.grpo.loss import combine_metrics, policy_loss
 from r1lab.grpo.mismatch import Mismatch, importance_weights
-from r1lab.model import has_mtp, update_routing_bias
+from r1lab.model import count_recorded_load, has_mtp, num_moe_layers, update_routing_bias
 from r1lab.parallel.spread import SpreadPolicy
 from r1lab.types import LossOutput, RolloutGroup, TrainBatch
 
@@ -33,6 +33,9 @@ class Minibatch:
     skipped: list[TrainBatch]
     """Rows without gradient (advantage 0, or no trained token), whose tokens still count for the experts' load; also
     filled up with empty ones."""
+    recorded: list[torch.Tensor]
+    """The experts [tokens, MoE layers, K] that such rows had in the rollout, which saves the pass to find out: of all
+    tokens but each row's last, which the rollout does not feed."""
     totals: BatchTotals
     """Over all processes."""
 
@@ -87,18 +90,21 @@ class PolicyUpdater:
         batches, own = build_batches(
             groups, **limits, skip_zero_advantage=skip, mask_truncated_completions=mask_truncated
         )
-        skipped = []
-        if skip and self.config.routing_bias_speed > 0 and _has_routed_experts(self.policy):
+        skipped, recorded = [], []
+        if counts_idle_load(self.policy, self.config):
             idle = [
                 RolloutGroup(group.prompt, [r for r in group.rollouts if not has_gradient(r, mask_truncated)])
                 for group in groups
             ]
+            if not self.config.mtp_loss_weight:  # the rollout says nothing of the module's experts
+                idle, recorded = _take_recorded(idle)
             skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0]
         counts = gather_object([(own.num_tokens, own.num_rows, len(batches), len(skipped))])
         num_tokens, num_rows, num_batches, num_skipped = zip(*counts)
         return Minibatch(
             self._fill_up(batches, max(1, *num_batches)),
             self._fill_up(skipped, max(num_skipped)),
+            recorded,
             BatchTotals(sum(num_tokens), sum(num_rows)),
         )
 
@@ -129,7 +135,7 @@ class PolicyUpdater:
         # Before the step, so that every row's load is that of the same weights; and before the passes with a backward,
         # after which FSDP lets go of the weights that it has brought together.
         with record_function("r1lab/experts' load of idle rows"):
-            self._count_load(minibatch.skipped)
+            self._count_load(minibatch)
         for index, batch in enumerate(batches):
             self._set_mode(batch)
             # DDP reduces gradients in the last backward pass; FSDP in each, as whole ones would not fit.
@@ -235,9 +241,10 @@ class PolicyUpdater:
         return {"grad_norm": norm, "learning_rate": learning_rate, "skipped_updates": 0.0 if is_finite else 1.0}
 
     @torch.no_grad()
-    def _count_load(self, batches: list[TrainBatch]) -> None:
+    def _count_load(self, minibatch: Minibatch) -> None:
+        count_recorded_load(self.policy, minibatch.recorded)
         model = unwrap(self.model)  # DDP would prepare for a backward
-        for batch in batches:
+        for batch in minibatch.skipped:
             self._set_mode(batch)
             model(
                 batch.input_ids, batch.attention_mask, None,
@@ -273,8 +280,24 @@ def _empty_batch(pad_token_id: int) -> TrainBatch:
     return TrainBatch(ids, torch.ones_like(ids), none.bool(), none[:, 0], none)
 
 
+def counts_idle_load(policy: nn.Module, config: GRPOConfig) -> bool:
+    """Whether the experts' load of rows without gradient matters and is not counted by a training pass anyway: rollouts
+    that record their routing then save that pass."""
+    return config.beta == 0 and config.routing_bias_speed > 0 and _has_routed_experts(policy)
+
+
+def _take_recorded(groups: list[RolloutGroup]) -> tuple[list[RolloutGroup], list[torch.Tensor]]:
+    """-> (what the groups hold without recorded routing, the routing of the others)."""
+    rest, recorded = [], []
+    for group in groups:
+        rest.append(RolloutGroup(group.prompt, [r for r in group.rollouts if r.completion.routing is None]))
+        for completion in (r.completion for r in group.rollouts if r.completion.routing is not None):
+            recorded += [completion.prompt_routing, completion.routing]
+    return rest, recorded
+
+
 def _has_routed_experts(policy: nn.Module) -> bool:
-    return callable(getattr(policy, "hidden_states", None)) and bool(getattr(policy.config, "n_routed_experts", 0))
+    return callable(getattr(policy, "hidden_states", None)) and num_moe_layers(policy.config) > 0
 
 
 def _finite_mean(values: list[float]) -> float:

@@ -7,6 +7,7 @@ weights of the chosen experts still come from the training pass's own scores, so
 B rows, T columns, N tokens to compute, L = MoE layers, K = experts per token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,18 @@ def build_replay(
     by_layer = routing.long().transpose(0, 1).contiguous()
     moe_layers = [LayerReplay(each, torch.zeros_like(each[:, 0], dtype=torch.bool)) for each in by_layer]
     return RoutingReplay([None] * config.first_k_dense_replace + moe_layers)
+
+
+@torch.no_grad()
+def count_recorded_load(policy: nn.Module, recorded: Sequence[torch.Tensor]) -> None:
+    """Adds recorded experts, [tokens, L, K] each, to the load of the policy's gates, as their pass would."""
+    if not recorded:
+        return
+    layers = policy.model.layers[: policy.config.num_hidden_layers]
+    gates = [layer.mlp.gate for layer in layers if hasattr(layer.mlp, "gate")]
+    recorded_NLK = torch.cat(list(recorded)).long()
+    for gate, chosen_NK in zip(gates, recorded_NLK.unbind(1), strict=True):
+        gate.count_load(chosen_NK.to(gate.expert_load_E.device), None)
 
 
 def num_moe_layers(config) -> int:

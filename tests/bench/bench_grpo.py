@@ -53,7 +53,7 @@ class OurStep:
                             max_completion_length=limit, lr_scheduler_type="constant", max_steps=1000)  # fmt: skip
         is_fixed = self.lengths == "fixed"
         engine = RolloutEngine(self.policy, eos_token_id=[] if is_fixed else tokenizer.eos_token_id)
-        params = SamplingParams(n=group, max_tokens=limit)
+        params = SamplingParams(n=group, max_tokens=limit, record_routing=True)
         self.trainer = GRPOTrainer(
             self.policy,
             sample=lambda prompt_ids, seeds: engine.generate(prompt_ids, params, seeds=seeds),

@@ -1,12 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from grpo_cases import are_equal, largest_difference, make_groups, make_policy, make_trainer, weights_of
+from grpo_cases import EOS, are_equal, largest_difference, make_groups, make_policy, make_trainer, weights_of
 
 from r1lab.grpo import update as update_module
 from r1lab.grpo.batch import build_batches
 from r1lab.grpo.trainer import TrainingDiverged
+from r1lab.rollout import RolloutEngine, SamplingParams
+from r1lab.types import Prompt, Rollout, RolloutGroup
 
 MIXED = [[1.0, -1.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0], [0.7, -0.2, -0.5, 0.0], [-1.5, 0.5, 0.5, 0.5]]
 
@@ -74,6 +77,33 @@ def test_skipping_idle_rows_changes_neither_the_update_nor_the_experts_load(monk
     bias = "model.layers.1.mlp.gate.e_score_correction_bias"
     assert torch.equal(weights[bias], unskipped[bias]) and weights[bias].any()
     assert metrics["moe/max_vio"] == unskipped_metrics["moe/max_vio"]
+
+
+def test_recorded_routing_saves_the_pass_over_idle_rows(monkeypatch):
+    """The load is that of the pass, but for each row's last token, which the rollout does not feed."""
+    policy = make_policy()
+    prompts = [Prompt("", [3, 4, 5]), Prompt("", [6, 7])]
+    params = SamplingParams(n=4, max_tokens=10, record_routing=True)
+    completions = RolloutEngine(policy, eos_token_id=EOS).generate([prompt.token_ids for prompt in prompts], params)
+    advantages = [[1.0, 0.0, -1.0, 0.0], [0.0] * 4]
+    loads = []
+
+    def keep_load(model, speed):
+        loads.append(model.model.layers[1].mlp.gate.expert_load_E.clone())
+        return {}
+
+    monkeypatch.setattr(update_module, "update_routing_bias", keep_load)
+    for is_recorded in (True, False):
+        groups = []
+        for prompt, group, row in zip(prompts, completions, advantages, strict=True):
+            kept = [completion if is_recorded else replace(completion, routing=None) for completion in group]
+            rollouts = [Rollout(one, "", advantage=advantage) for one, advantage in zip(kept, row, strict=True)]
+            groups.append(RolloutGroup(prompt, rollouts))
+        updater = make_trainer(make_policy()).updater
+        assert any(batch.rollouts for batch in updater._build(groups).skipped) is not is_recorded
+        updater.update(groups)
+    missing = loads[1] - loads[0]
+    assert (missing >= 0).all() and missing.sum() == 2 * 6, "two experts for the last token of each of six idle rows"
 
 
 def test_rows_without_a_trained_token_still_count_for_the_load():
