@@ -73,8 +73,7 @@ class GRPOConfig:
         default=False, metadata={"help": "colocate: vLLM gives its memory back between rollouts."}
     )
     vllm_importance_sampling_correction: bool = field(
-        default=True,
-        metadata={"help": "Weigh by training's over the rollout's probability of what was sampled."},
+        default=True, metadata={"help": "Weigh by training's over vLLM's probability of what was sampled."}
     )
     vllm_importance_sampling_mode: str = field(
         default="sequence_mask",

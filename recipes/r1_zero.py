@@ -26,7 +26,7 @@ from r1lab.config import GRPOConfig
 from r1lab.evaluate import build_generate, evaluate_split, reflection_token_ids
 from r1lab.grpo.score import RewardError
 from r1lab.grpo.trainer import GRPOTrainer, TrainingDiverged
-from r1lab.grpo.update import counts_idle_load
+from r1lab.grpo.update import reads_recorded_load
 from r1lab.loading import load_policy, load_prompts
 from r1lab.parallel.all_to_all import ExpertGroupError
 from r1lab.parallel.spread import ParallelSettingsError, check_processes, enable_fsdp_on_cpus, exit_together
@@ -78,7 +78,7 @@ def build_engine(policy, tokenizer, config: GRPOConfig | None = None, accelerato
 
 def build_sampler(engine, config: GRPOConfig):
     """How the trainer draws completions: `num_generations` for each prompt, each from a seed of its own."""
-    saves_a_pass = isinstance(engine, RolloutEngine) and counts_idle_load(engine.model, config)
+    saves_a_pass = isinstance(engine, RolloutEngine) and reads_recorded_load(engine.model, config)
     params = SamplingParams(
         n=config.num_generations,
         max_tokens=config.max_completion_length,

@@ -91,12 +91,12 @@ class PolicyUpdater:
             groups, **limits, skip_zero_advantage=skip, mask_truncated_completions=mask_truncated
         )
         skipped, recorded = [], []
-        if counts_idle_load(self.policy, self.config):
+        if _counts_idle_load(self.policy, self.config):
             idle = [
                 RolloutGroup(group.prompt, [r for r in group.rollouts if not has_gradient(r, mask_truncated)])
                 for group in groups
             ]
-            if not self.config.mtp_loss_weight:  # the rollout says nothing of the module's experts
+            if reads_recorded_load(self.policy, self.config):
                 idle, recorded = _take_recorded(idle)
             skipped = build_batches(idle, **limits, skip_zero_advantage=False)[0]
         counts = gather_object([(own.num_tokens, own.num_rows, len(batches), len(skipped))])
@@ -162,7 +162,7 @@ class PolicyUpdater:
         return metrics | update_routing_bias(self.policy, speed)
 
     def _rollout_weights(self, batch: TrainBatch, logps: torch.Tensor) -> torch.Tensor | None:
-        """Corrects for what sampled; None where that was the policy itself, in the same arithmetic."""
+        """Corrects for the engine that sampled; None where that was the policy itself."""
         config = self.config
         if not (config.use_vllm and config.vllm_importance_sampling_correction):
             return None
@@ -280,9 +280,14 @@ def _empty_batch(pad_token_id: int) -> TrainBatch:
     return TrainBatch(ids, torch.ones_like(ids), none.bool(), none[:, 0], none)
 
 
-def counts_idle_load(policy: nn.Module, config: GRPOConfig) -> bool:
-    """Whether the experts' load of rows without gradient matters and is not counted by a training pass anyway: rollouts
-    that record their routing then save that pass."""
+def reads_recorded_load(policy: nn.Module, config: GRPOConfig) -> bool:
+    """Whether rollouts that record their routing save a pass over the rows without gradient. Not where the
+    multi-token-prediction module trains: they say nothing of its experts."""
+    return _counts_idle_load(policy, config) and not config.mtp_loss_weight
+
+
+def _counts_idle_load(policy: nn.Module, config: GRPOConfig) -> bool:
+    """Whether the experts' load of rows without gradient matters, and no training pass counts it anyway."""
     return config.beta == 0 and config.routing_bias_speed > 0 and _has_routed_experts(policy)
 
 
