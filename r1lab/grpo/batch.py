@@ -54,7 +54,7 @@ def build_batches(
     if skip_zero_advantage:
         rows = [row for row in rows if row.has_gradient]
     if share_prompts:
-        chunks = _chunks_of_groups(rows, max_tokens_per_batch)
+        chunks = _even_chunks_of_groups(rows, max_tokens_per_batch)
     else:
         chunks = _chunks(sorted(rows, key=lambda row: len(row.token_ids), reverse=True), max_tokens_per_batch)
     return [_pad(chunk, pad_token_id, share_prompts) for chunk in chunks], totals
@@ -144,6 +144,22 @@ def _chunks_of_groups(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
         chunks[-1].append(row)
         room -= size
     return chunks
+
+
+def _even_chunks_of_groups(rows: list[_Row], max_tokens: int) -> list[list[_Row]]:
+    """As many chunks as it takes, all about as large: memory is the largest one's, and what is allocated for one fits
+    the next."""
+    chunks = _chunks_of_groups(rows, max_tokens)
+    if len(chunks) < 2:
+        return chunks
+    mean = -(-sum(_num_computed(chunk) for chunk in chunks) // len(chunks))
+    # A chunk leaves less than a row of its limit unused.
+    even = _chunks_of_groups(rows, min(max_tokens, mean + max(len(row.token_ids) for row in rows)))
+    return sorted(even if len(even) == len(chunks) else chunks, key=_num_computed, reverse=True)
+
+
+def _num_computed(chunk: list[_Row]) -> int:
+    return sum(len(row.token_ids) for row in chunk) - int(_shared_lengths(chunk).sum())
 
 
 def _shared_lengths(rows: list[_Row]) -> torch.Tensor:
