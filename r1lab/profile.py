@@ -6,6 +6,7 @@ step's own prompts and completions; peak is what `torch.mm` reaches here, measur
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,9 @@ def _ops(profiler: profile, known: dict[str, float]) -> list[Cost]:
         if name == event.key:
             calls[name] = calls.get(name, 0) + event.count
             flops[name] = flops.get(name, 0.0) + event.count * _flops_of_call(event.key, event.input_shapes or [])
-    flops |= {name: value for name, value in known.items() if name in seconds}
+    for name, value in known.items():
+        if name in seconds:
+            flops[name] = flops.get(name, 0.0) + value
     names = sorted(seconds, key=seconds.get, reverse=True)
     return [Cost(name, calls.get(name, 0), seconds[name], flops.get(name) or None) for name in names]
 
@@ -185,6 +188,18 @@ def _flops_of_call(name: str, shapes: list) -> float:
         return 2.0 * shapes[1][0] * shapes[1][1] * shapes[2][1]
     if name == "aten::bmm":
         return 2.0 * shapes[0][0] * shapes[0][1] * shapes[0][2] * shapes[1][2]
+    if name in ("r1lab::linear", "r1lab::linear_backward"):  # x [..., K], weight [N, K]; grad_y first
+        x, weight = shapes[:2] if name == "r1lab::linear" else shapes[1:3]
+        return (2.0 if name == "r1lab::linear" else 4.0) * math.prod(x) * weight[-2]
+    if name == "r1lab::swiglu":  # x [..., D], gate [F, D]
+        return 6.0 * math.prod(shapes[0]) * shapes[1][0]
+    if name == "r1lab::swiglu_backward":  # grad_y, x, gate
+        return 12.0 * math.prod(shapes[1]) * shapes[2][0]
+    if name == "r1lab::mla_block":  # x [T, D], norm, q_a, norm, q_b, kv_a, norm, kv_b, o; without pairs
+        return 2.0 * shapes[0][0] * sum(map(_numel, shapes[2:9]))
+    if name == "r1lab::mla_block_backward":  # grad_y, then the same; queries and attended values again
+        recomputed = _numel(shapes[5]) + _numel(shapes[8])
+        return 2.0 * shapes[1][0] * (2 * sum(map(_numel, shapes[3:10])) + recomputed)
     if name == "r1lab::moe_experts":  # x [T, D], topk_idx [T, K], topk_weights, gate_up [E, 2F, D]
         return _expert_flops(shapes[0], shapes[1], shapes[3], products=3)
     if name == "r1lab::moe_experts_backward":  # grad_y, x, topk_idx, topk_weights, gate_up
@@ -194,6 +209,11 @@ def _flops_of_call(name: str, shapes: list) -> float:
     if name == "r1lab::token_logps_backward":  # grad_logps, hidden, head; the logits are computed again
         return 6.0 * shapes[1][0] * shapes[1][1] * shapes[2][0]
     return 0.0
+
+
+def _numel(shape: list[int]) -> int:
+    """Of a matrix; 0 of a norm's weight, and of what is not there."""
+    return math.prod(shape) if len(shape) > 1 else 0
 
 
 def _expert_flops(x: list[int], topk_idx: list[int], gate_up: list[int], products: int) -> float:
@@ -210,7 +230,10 @@ def _known_flops(config: Any, groups: Sequence[RolloutGroup], mask_truncated: bo
     seen, trained = _pairs(groups, mask_truncated)
     keys = config.qk_nope_head_dim + config.qk_rope_head_dim
     a_pair = 2.0 * config.num_attention_heads * config.num_hidden_layers
+    latent, value = config.kv_lora_rank + config.qk_rope_head_dim, config.kv_lora_rank
     return {
+        "r1lab::mla_block": a_pair * seen * (latent + value),
+        "r1lab::mla_block_backward": a_pair * trained * (3 * latent + 2 * value),
         "r1lab::mla_attention": a_pair * seen * (keys + config.v_head_dim),
         "r1lab::mla_attention_backward": a_pair * trained * (3 * keys + 2 * config.v_head_dim),
         f"{RANGE}rollout": _rollout_flops(config, groups),

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "grpo"))
 
 from grpo_cases import are_equal, make_policy, make_trainer, weights_of  # noqa: E402
 
+from r1lab.kernels.ops import FEWEST_ROWS
 from r1lab.profile import _pairs, profile_step  # noqa: E402
 from r1lab.run import Run, RunConfig  # noqa: E402
 from r1lab.types import Completion, Prompt, Rollout, RolloutGroup  # noqa: E402
@@ -55,8 +56,15 @@ def test_operations_of_our_kernels_are_those_of_the_step(profiled):
 
     per_token = 6.0 * config.num_experts_per_tok * config.hidden_size * config.moe_intermediate_size
     trained, idle = num_tokens(True), num_tokens(False)
+    num_moe = config.num_hidden_layers - config.first_k_dense_replace
     assert ops["r1lab::moe_experts"].flops == pytest.approx(per_token * (trained + idle))
     assert ops["r1lab::moe_experts_backward"].flops == pytest.approx(2 * per_token * trained)
+    per_token = 6.0 * config.hidden_size * config.intermediate_size * config.first_k_dense_replace
+    per_token += 6.0 * config.hidden_size * config.moe_intermediate_size * config.n_shared_experts * num_moe
+    small = per_token * FEWEST_ROWS  # a micro-batch of so few tokens is left to torch
+    assert per_token * (trained + idle) - small <= ops["r1lab::swiglu"].flops <= 1.001 * per_token * (trained + idle)
+    assert 2 * (per_token * trained - small) <= ops["r1lab::swiglu_backward"].flops <= 2.001 * per_token * trained
+    assert ops["r1lab::mla_block_backward"].flops > 2 * ops["r1lab::mla_block"].flops * trained / (trained + idle)
     assert sum(op.seconds for op in result.ops) <= 1.05 * result.seconds
     assert [op.seconds for op in result.ops] == sorted((op.seconds for op in result.ops), reverse=True)
 

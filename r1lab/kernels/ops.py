@@ -14,18 +14,40 @@ import warnings
 import torch
 from torch import Tensor
 
-from r1lab.kernels import cpu, reference  # noqa: F401  importing `cpu` registers its ops
+from r1lab.kernels import cpu, reference
 from r1lab.kernels.build import load_extension
+from r1lab.kernels.reference import MlaWeights
 
 __all__ = [
-    "dequantize_tiles", "has_kernel", "mla_attention", "mla_decode", "moe_experts", "moe_gate", "moe_gate_weights",
-    "quantize_tiles", "random_uniform", "rms_norm", "rope", "sampling", "scaled_gemm", "token_logps",
+    "MlaWeights", "dequantize_tiles", "has_kernel", "linear", "mla_absorbed_attention", "mla_attention", "mla_block",
+    "mla_decode", "moe_experts", "moe_gate", "moe_gate_weights", "quantize_tiles", "random_uniform", "rms_norm",
+    "rope", "sampling", "scaled_gemm", "swiglu", "token_logps",
 ]  # fmt: skip
+
+
+FEWEST_ROWS = 16
+"""Of a product that is worth packing its weights."""
 
 
 def has_kernel(*tensors: Tensor) -> bool:
     """Whether ops on these tensors run as a kernel, and not as the PyTorch reference."""
     return _use_cpu_kernel(*tensors) or _use_gpu_kernel(*tensors)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias; head by head where the heads have weights of their own.
+
+    x [..., K], weight [N, K], bias [N] or None -> [..., N]; or x [T, H, K], weight [H, N, K], no bias -> [T, H, N].
+    The CPU kernel adds up in the rollout's order, and reaches more of an AVX2 machine's peak than MKL; it is left out
+    below FEWEST_ROWS rows, where packing the weights would take longer than the product. On a GPU this is cuBLAS.
+    Raises ValueError when the shapes do not fit.
+    """
+    _check_linear(x, weight, bias)
+    num_rows = x.shape[:-1].numel() if weight.dim() == 2 else len(x)
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if num_rows >= FEWEST_ROWS and _use_cpu_kernel(*tensors):
+        return cpu.linear(x, weight, bias)
+    return reference.linear(x, weight, bias)
 
 
 def mla_attention(
@@ -54,7 +76,7 @@ def mla_attention(
     tensors = (q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW)
     if _use_cpu_kernel(*tensors):
         prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
-        return torch.ops.r1lab.mla_attention(*tensors, cu_seqlens_B1, prefix_B, scale)[0]
+        return cpu.mla_attention(*tensors, cu_seqlens_B1, prefix_B, scale)[0]
     if _use_gpu_kernel(*tensors):
         if prefix_B is None:
             return _gpu().mla_attention(*tensors, cu_seqlens_B1, max_seqlen, scale)
@@ -80,6 +102,83 @@ def _attention_with_copies(
     return attention(*copies, cu_seqlens.int(), max_seqlen, scale)[~is_copy_S]
 
 
+def mla_absorbed_attention(
+    q_THD: Tensor,
+    kv_TC: Tensor,
+    k_pe_TR: Tensor,
+    kv_b_HEC: Tensor,
+    cos_TP: Tensor,
+    sin_TP: Tensor,
+    interleave: bool,
+    cu_seqlens_B1: Tensor,
+    max_seqlen: int,
+    scale: float,
+    prefix_B: Tensor | None = None,
+) -> Tensor:
+    """`mla_attention` over the latents, without expanding them (DeepSeek-V2 report, section 2.1.2), rotary embedding
+    included: on a CPU bit for bit what a decode step computes.
+
+    q: [T, H, N + R] and k_pe: [T, R], not rotated yet; kv: [T, C], normed latents; kv_b: [H, N + W, C], a head's
+    weights of keys, then of values; cos, sin: [T, R / 2], the tokens' angles, without gradient; interleave: as in
+    `rope`; the rest as in `mla_attention`. Returns [T, H, W].
+    Raises ValueError on shapes, sequence bounds or prefixes that do not fit.
+    """
+    T, H, D = q_THD.shape
+    (C, R), nope_dim = (kv_TC.shape[-1], k_pe_TR.shape[-1]), q_THD.shape[-1] - k_pe_TR.shape[-1]
+    latents_THC = kv_TC.unsqueeze(1).expand(-1, H, -1)
+    _check_attention(
+        q_THD.new_empty(1).expand(T, H, C), q_THD[..., nope_dim:], latents_THC, k_pe_TR, latents_THC, cu_seqlens_B1
+    )
+    _check_prefixes(prefix_B, cu_seqlens_B1)
+    is_angle = cos_TP.shape == sin_TP.shape == (T, R // 2) and R % 2 == 0
+    if not is_angle or kv_b_HEC.shape[::2] != (H, C) or not 0 < nope_dim < kv_b_HEC.shape[1]:
+        raise ValueError(
+            f"q_THD has shape {(T, H, D)}, k_pe_TR {tuple(k_pe_TR.shape)}, kv_b_HEC {tuple(kv_b_HEC.shape)}, cos_TP "
+            f"{tuple(cos_TP.shape)}, sin_TP {tuple(sin_TP.shape)}: expected [T, H, N + R], [T, R], [H, N + W, C={C}], "
+            "[T, R / 2] twice, R even"
+        )
+    tensors = (q_THD, kv_TC, k_pe_TR, kv_b_HEC, cos_TP, sin_TP)
+    if _use_cpu_kernel(*tensors):
+        prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
+        return cpu.mla_absorbed_attention(*tensors, interleave, cu_seqlens_B1, prefix_B, scale)[0]
+    rest = (interleave, cu_seqlens_B1, max_seqlen, scale, prefix_B)
+    return reference.mla_absorbed_attention(*tensors, *rest, attention=mla_attention)
+
+
+def mla_block(
+    x_TD: Tensor,
+    weights: MlaWeights,
+    cos_TP: Tensor,
+    sin_TP: Tensor,
+    interleave: bool,
+    cu_seqlens_B1: Tensor,
+    max_seqlen: int,
+    scale: float,
+    prefix_B: Tensor | None = None,
+) -> Tensor:
+    """x + attention(norm(x)): the attention half of a pre-norm block, [T, D] -> [T, D] (DeepSeek-V2 report, eq. 37-47).
+
+    The same numbers as its parts one by one, as one node of autograd that keeps less; see `reference.mla_block`, and
+    `mla_absorbed_attention` for the arguments.
+    Raises ValueError on sequence bounds, prefixes or angles that do not fit, RuntimeError on weights that do not.
+    """
+    T, R = len(x_TD), weights.kv_a.shape[0] - weights.kv_norm.shape[0]
+    _check_bounds(cu_seqlens_B1, T)
+    _check_prefixes(prefix_B, cu_seqlens_B1)
+    if not cos_TP.shape == sin_TP.shape == (T, R // 2):
+        raise ValueError(
+            f"cos_TP has shape {tuple(cos_TP.shape)}, sin_TP {tuple(sin_TP.shape)}: expected [T, R / 2]={T, R // 2}"
+        )
+    tensors = (x_TD, weights.input_norm, weights.q_b, weights.kv_a, weights.kv_norm, weights.kv_b, weights.o, cos_TP)
+    if not _use_cpu_kernel(*tensors):
+        rest = (cos_TP, sin_TP, interleave, cu_seqlens_B1, max_seqlen, scale, prefix_B)
+        return reference.mla_block(x_TD, weights, *rest, attention=mla_attention)
+    prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
+    parts = (weights.q_a, weights.q_norm, weights.q_b, weights.kv_a, weights.kv_norm, weights.kv_b, weights.o)
+    rest = (cos_TP, sin_TP, cu_seqlens_B1, prefix_B, interleave, scale, *weights.eps)
+    return cpu.mla_block(x_TD, weights.input_norm, *parts, *rest)[0]
+
+
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich, 2019, eq. 4).
 
@@ -89,7 +188,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     if x_TD.dim() < 1 or weight_D.shape != x_TD.shape[-1:]:
         raise ValueError(f"weight_D has shape {tuple(weight_D.shape)}, x_TD {tuple(x_TD.shape)}: expected weight_D [D]")
     if _use_cpu_kernel(x_TD, weight_D) and x_TD.shape[-1] > 0:
-        return torch.ops.r1lab.rms_norm(x_TD, weight_D, eps)[0]
+        return cpu.rms_norm(x_TD, weight_D, eps)[0]
     if _use_gpu_kernel(x_TD, weight_D) and x_TD.shape[-1] > 0:
         return _gpu().rms_norm(x_TD, weight_D, eps)
     return reference.rms_norm(x_TD, weight_D, eps)
@@ -114,7 +213,7 @@ def moe_gate(
     _check_gate(logits_TE, bias_E, n_group, topk_group, top_k)
     args = (logits_TE, bias_E, n_group, topk_group, top_k, norm_topk_prob, routed_scaling_factor)
     if _use_cpu_kernel(logits_TE, bias_E):
-        topk_weights_TK, topk_idx_TK = torch.ops.r1lab.moe_gate(*args)
+        topk_weights_TK, topk_idx_TK = cpu.moe_gate(*args)
         return topk_idx_TK, topk_weights_TK
     if _use_gpu_kernel(logits_TE):
         return _gpu().moe_gate(*args)
@@ -127,7 +226,7 @@ def moe_gate_weights(
     """Weigh K given experts a token as `moe_gate` weighs those that it chooses (DeepSeek-V3 report, equations 13, 15).
 
     logits_TE: [T, E]; topk_idx_TK: [T, K] int64 in 0..E-1. Returns topk_weights [T, K], whose gradient flows to the
-    logits. The reference serves every device: it is a lookup, and off by default (Rollout Routing Replay).
+    logits. On a GPU the reference serves: it is a lookup, and off by default (Rollout Routing Replay).
     Raises ValueError on shapes, dtypes or expert numbers that do not fit.
     """
     if logits_TE.dim() != 2 or topk_idx_TK.dim() != 2 or len(topk_idx_TK) != len(logits_TE):
@@ -138,6 +237,8 @@ def moe_gate_weights(
     if topk_idx_TK.dtype != torch.int64:
         raise ValueError(f"topk_idx_TK is {topk_idx_TK.dtype}: expected torch.int64")
     _check_range("topk_idx_TK", topk_idx_TK, logits_TE.shape[1])
+    if _use_cpu_kernel(logits_TE):
+        return cpu.moe_gate_weights(logits_TE, topk_idx_TK, norm_topk_prob, routed_scaling_factor)
     return reference.moe_gate_weights(logits_TE, topk_idx_TK, norm_topk_prob, routed_scaling_factor)
 
 
@@ -153,12 +254,31 @@ def moe_experts(
     _check_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF)
     floats = (x_TD, topk_weights_TK, gate_up_E2FD, down_EDF)
     if _use_cpu_kernel(*floats):
-        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats)
-        return torch.ops.r1lab.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF, keep)[0]
+        return cpu.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF)
     if _use_gpu_kernel(x_TD, gate_up_E2FD, down_EDF):
         return _gpu().moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF)
     _check_range("topk_idx_TK", topk_idx_TK, gate_up_E2FD.shape[0])
     return reference.moe_experts(x_TD, topk_idx_TK, topk_weights_TK, gate_up_E2FD, down_EDF)
+
+
+def swiglu(x: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    """A dense feed-forward, down(silu(gate(x)) * up(x)) (Shazeer, 2020, eq. 6), or the shared experts side by side.
+
+    x: [..., D]; gate_FD, up_FD: [F, D]; down_DF: [D, F]. Returns the shape of x. The CPU kernel is that of the routed
+    experts, with one that every row chooses: it keeps nothing but its inputs for the backward, where autograd would
+    keep 4F numbers a row. On a GPU these are cuBLAS's products.
+    Raises ValueError when the shapes do not fit.
+    """
+    F, D = gate_FD.shape
+    if up_FD.shape != (F, D) or down_DF.shape != (D, F) or x.shape[-1:] != (D,):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, gate_FD {(F, D)}, up_FD {tuple(up_FD.shape)}, down_DF "
+            f"{tuple(down_DF.shape)}: expected [..., D], [F, D], [F, D] and [D, F]"
+        )
+    num_rows = x.shape[:-1].numel()
+    if num_rows < FEWEST_ROWS or not _use_cpu_kernel(x, gate_FD, up_FD, down_DF):
+        return reference.swiglu(x, gate_FD, up_FD, down_DF)
+    return cpu.swiglu(x, gate_FD, up_FD, down_DF)
 
 
 def token_logps(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -170,7 +290,7 @@ def token_logps(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperatu
     """
     _check_logps(hidden_TD, head_VD, targets_T, temperature)
     if _use_cpu_kernel(hidden_TD, head_VD):
-        logps, entropy, _ = torch.ops.r1lab.token_logps(hidden_TD, head_VD, targets_T, temperature)
+        logps, entropy, _ = cpu.token_logps(hidden_TD, head_VD, targets_T, temperature)
         return logps, entropy
     if _use_gpu_kernel(hidden_TD, head_VD):
         return _gpu().token_logps(hidden_TD, head_VD, targets_T, temperature)
@@ -271,7 +391,7 @@ def quantize_tiles(x_MK: Tensor, tile_rows: int, power_of_two: bool = False) -> 
     if not x_MK.is_floating_point() or x_MK.dtype.itemsize < 2:
         raise TypeError(f"x_MK is {x_MK.dtype}: expected float32, bfloat16 or float16")
     if _use_cpu_kernel(x_MK):
-        return torch.ops.r1lab.quantize_tiles(x_MK, tile_rows, power_of_two)
+        return cpu.quantize_tiles(x_MK, tile_rows, power_of_two)
     if _use_e4m3_kernel(x_MK):
         return _gpu().quantize_tiles(x_MK, tile_rows, power_of_two)
     return reference.quantize_tiles(x_MK, tile_rows, power_of_two)
@@ -284,7 +404,7 @@ def dequantize_tiles(q_MK: Tensor, scale: Tensor, tile_rows: int) -> Tensor:
     """
     _check_tiles("q_MK", q_MK, "scale", scale, (tile_rows,))
     if _use_cpu_kernel(scale):
-        return torch.ops.r1lab.dequantize_tiles(q_MK, scale, tile_rows)
+        return cpu.dequantize_tiles(q_MK, scale, tile_rows)
     return reference.dequantize_tiles(q_MK, scale, tile_rows)
 
 
@@ -300,7 +420,7 @@ def scaled_gemm(a_MK: Tensor, a_scale_MG: Tensor, b_NK: Tensor, b_scale: Tensor)
     if a_MK.shape[1] != b_NK.shape[1]:
         raise ValueError(f"a_MK has shape {tuple(a_MK.shape)}, b_NK {tuple(b_NK.shape)}: expected the same K")
     if _use_cpu_kernel(a_scale_MG, b_scale):
-        return torch.ops.r1lab.scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
+        return cpu.scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
     if _use_e4m3_kernel(a_MK, b_NK):
         return _gpu().scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
     return reference.scaled_gemm(a_MK, a_scale_MG, b_NK, b_scale)
@@ -381,6 +501,18 @@ def _check_tiles(name: str, q_MK: Tensor, scale_name: str, scale: Tensor, tile_r
         )
 
 
+def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    fits = x.dim() >= 1 and weight.dim() in (2, 3) and x.shape[-1] == weight.shape[-1]
+    if fits and weight.dim() == 3:
+        fits = x.dim() == 3 and x.shape[1] == weight.shape[0] and bias is None
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}, bias "
+            f"{None if bias is None else tuple(bias.shape)}: expected [..., K], [N, K] and [N] or None; or [T, H, K], "
+            "[H, N, K] and None"
+        )
+
+
 def _check_attention(
     q_nope_THN: Tensor, q_pe_THR: Tensor, k_nope_THN: Tensor, k_pe_TR: Tensor, v_THW: Tensor, cu_seqlens_B1: Tensor
 ) -> None:
@@ -394,6 +526,10 @@ def _check_attention(
         if tensor.shape != shape:
             given = tuple(q_nope_THN.shape)
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape} beside q_nope_THN {given}")
+    _check_bounds(cu_seqlens_B1, T)
+
+
+def _check_bounds(cu_seqlens_B1: Tensor, T: int) -> None:
     if cu_seqlens_B1.dtype != torch.int32 or cu_seqlens_B1.dim() != 1:
         raise ValueError(f"cu_seqlens_B1 is {cu_seqlens_B1.dtype} {tuple(cu_seqlens_B1.shape)}: expected int32 [B + 1]")
     if cu_seqlens_B1.device.type == "cpu":

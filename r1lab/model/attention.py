@@ -11,6 +11,7 @@ from transformers import DeepseekV3Config
 
 from r1lab.kernels import ops
 from r1lab.model.cache import LatentCache
+from r1lab.model.linear import PolicyLinear, are_plain
 from r1lab.model.packing import Packing
 from r1lab.model.rope import apply_rotary, attention_scale
 
@@ -32,7 +33,8 @@ class MultiHeadLatentAttention(nn.Module):
     """MLA over a latent cache.
 
     naive: expand keys and values of every head from the latents, then ordinary attention; for many queries.
-    absorb: fold the expansion into the queries and outputs, attend over the latents themselves; for few queries.
+    absorb: fold the expansion into the queries and outputs, attend over the latents themselves; for few queries, and
+    in training on a CPU, whose rollouts do the same: both then have the same bits.
     """
 
     def __init__(self, config: DeepseekV3Config, layer_idx: int) -> None:
@@ -50,17 +52,17 @@ class MultiHeadLatentAttention(nn.Module):
 
         q_size, bias = self.num_heads * self.qk_head_dim, config.attention_bias
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
+            self.q_proj = PolicyLinear(config.hidden_size, q_size, bias=False)
         else:
-            self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=bias)
+            self.q_a_proj = PolicyLinear(config.hidden_size, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = PolicyRMSNorm(config.q_lora_rank)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, q_size, bias=False)
+            self.q_b_proj = PolicyLinear(config.q_lora_rank, q_size, bias=False)
         self.has_q_lora = config.q_lora_rank is not None
-        self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, self.kv_lora_rank + self.rope_dim, bias=bias)
+        self.kv_a_proj_with_mqa = PolicyLinear(config.hidden_size, self.kv_lora_rank + self.rope_dim, bias=bias)
         self.kv_a_layernorm = PolicyRMSNorm(self.kv_lora_rank)
         kv_size = self.num_heads * (self.nope_dim + self.v_head_dim)
-        self.kv_b_proj = nn.Linear(self.kv_lora_rank, kv_size, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, config.hidden_size, bias=bias)
+        self.kv_b_proj = PolicyLinear(self.kv_lora_rank, kv_size, bias=False)
+        self.o_proj = PolicyLinear(self.num_heads * self.v_head_dim, config.hidden_size, bias=bias)
 
     def forward(
         self,
@@ -90,12 +92,50 @@ class MultiHeadLatentAttention(nn.Module):
             return self.o_proj(self._attend_absorb(q_nope, q_pe, kv, k_pe, mask, packing))
         return self.o_proj(self._attend_naive(q_nope, q_pe, kv, k_pe, mask, packing))
 
+    def attends_as_rollouts_do(self, x_BTD: torch.Tensor) -> bool:
+        """Whether whole sequences attend to their latents, by `add_to`: as the CPU's rollouts do, bit for bit, where
+        that costs not much more than expanded heads, which are narrower in large models."""
+        q = (self.q_a_proj, self.q_b_proj) if self.has_q_lora else (self.q_proj,)
+        linear = (*q, self.kv_a_proj_with_mqa, self.kv_b_proj, self.o_proj)
+        if self.path == "naive" or (self.training and self.dropout) or not are_plain(*linear):
+            return False
+        is_narrow = 2 * (2 * self.kv_lora_rank + self.rope_dim) <= 3 * (self.qk_head_dim + self.v_head_dim)
+        has_kernel = x_BTD.device.type == "cpu" and ops.has_kernel(x_BTD, self.o_proj.weight)
+        return is_narrow and has_kernel and all(module.bias is None for module in linear)
+
+    def add_to(
+        self,
+        x_BTD: torch.Tensor,
+        norm: PolicyRMSNorm,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        packing: Packing | None = None,
+    ) -> torch.Tensor:
+        """x [B, T, D] -> x + self(norm(x)), without mask and cache, as one operation that keeps little for the
+        backward; where `attends_as_rollouts_do`."""
+        B, T, D = x_BTD.shape
+        cu_seqlens, length, prefix = _sequences(packing, B, T, x_BTD.device)
+        q_norm = self.q_a_layernorm if self.has_q_lora else None
+        weights = ops.MlaWeights(
+            input_norm=norm.weight,
+            q_a=self.q_a_proj.weight if self.has_q_lora else None,
+            q_norm=None if q_norm is None else q_norm.weight,
+            q_b=(self.q_b_proj if self.has_q_lora else self.q_proj).weight,
+            kv_a=self.kv_a_proj_with_mqa.weight,
+            kv_norm=self.kv_a_layernorm.weight,
+            kv_b=self.kv_b_proj.weight.view(self.num_heads, -1, self.kv_lora_rank),
+            o=self.o_proj.weight,
+            eps=(norm.eps, 0.0 if q_norm is None else q_norm.eps, self.kv_a_layernorm.eps),
+        )
+        cos, sin = (x.expand(B, T, 1, -1).reshape(B * T, -1) for x in rotary)
+        rest = (cos, sin, self.rope_interleave, cu_seqlens, length, self.scale, prefix)
+        return ops.mla_block(x_BTD.reshape(B * T, D), weights, *rest).view(B, T, D)
+
     def _is_absorb_cheaper(self, T: int, S: int) -> bool:
         if self.path != "auto":
             return self.path == "absorb"
         if self.training and self.dropout:
             return False
-        if type(self.kv_b_proj) is not nn.Linear:  # in FP8 it rounds what it takes, which absorbing would skip
+        if not are_plain(self.kv_b_proj):  # in FP8 it rounds what it takes, which absorbing would skip
             return False
         expand = self.kv_lora_rank * (self.nope_dim + self.v_head_dim)
         wider = 2 * self.kv_lora_rank - self.nope_dim - self.v_head_dim  # latent heads are wider than real ones
@@ -125,11 +165,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _attend_fused(self, q_nope, q_pe, k_nope, pe_BSP, v, packing) -> torch.Tensor:
         B, S, _ = pe_BSP.shape
-        if packing is None:
-            cu_seqlens, length = torch.arange(0, B * S + 1, S, dtype=torch.int32, device=v.device), S
-            prefix = None
-        else:
-            cu_seqlens, length, prefix = packing.cu_seqlens, packing.length, packing.prefix_S
+        cu_seqlens, length, prefix = _sequences(packing, B, S, v.device)
         heads = (x.flatten(0, 1) for x in (q_nope, q_pe, k_nope, pe_BSP, v))
         return ops.mla_attention(*heads, cu_seqlens, length, self.scale, prefix).view(B, S, -1)
 
@@ -150,6 +186,15 @@ class MultiHeadLatentAttention(nn.Module):
         out_latent = (probs.view(B, T * H, S) @ kv_BSR).view(B, T, H, -1)
         out = torch.einsum("bthr,hvr->bthv", out_latent, w_v).flatten(2)
         return out if packing is None else packing.from_sequences(out)
+
+
+def _sequences(
+    packing: Packing | None, B: int, T: int, device: torch.device
+) -> tuple[torch.Tensor, int, torch.Tensor | None]:
+    """Bounds of the sequences in B rows of T tokens, the longest one's length, and their prefixes."""
+    if packing is None:
+        return torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device), T, None
+    return packing.cu_seqlens, packing.length, packing.prefix_S
 
 
 def update_cache(cache, kv_BTR: torch.Tensor, pe_BTP: torch.Tensor, layer_idx: int):

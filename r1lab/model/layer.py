@@ -33,7 +33,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         replay=None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [B, T, D] -> (x [B, T, D], sequence-wise auxiliary loss or None); arguments as in the two halves."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, past_key_values, packing)
+        if mask is None and past_key_values is None and self.self_attn.attends_as_rollouts_do(x_BTD):
+            x_BTD = self.self_attn.add_to(x_BTD, self.input_layernorm, rotary, packing)
+        else:
+            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, past_key_values, packing)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if not self.is_moe:
             return x_BTD + self.mlp(normed_BTD), None

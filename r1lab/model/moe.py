@@ -14,6 +14,7 @@ from torch import nn
 from transformers import DeepseekV3Config
 
 from r1lab.kernels import ops
+from r1lab.model.linear import PolicyLinear, are_plain
 from r1lab.model.packing import Packing
 from r1lab.model.replay import LayerReplay
 
@@ -23,13 +24,15 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = PolicyLinear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = PolicyLinear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = PolicyLinear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., D] -> [..., D]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if not are_plain(self.gate_proj, self.up_proj, self.down_proj):
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return ops.swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
 
 
 class TopkGate(nn.Module):
@@ -55,7 +58,7 @@ class TopkGate(nn.Module):
 
         replay: the experts to choose in place of the gate's own; their weights are the gate's all the same.
         """
-        logits_TE = F.linear(x_TD.float(), self.weight.float())
+        logits_TE = ops.linear(x_TD.float(), self.weight.float())
         topk_idx_TK, topk_weights_TK = ops.moe_gate(
             logits_TE,
             self.e_score_correction_bias,

@@ -14,6 +14,7 @@ from transformers import DeepseekV3Config
 
 from r1lab.model.attention import PolicyRMSNorm
 from r1lab.model.layer import DecoderLayer
+from r1lab.model.linear import PolicyLinear
 from r1lab.model.packing import build_packing
 
 
@@ -32,7 +33,7 @@ class MTPLayer(DecoderLayer):
         super().__init__(config, layer_idx)
         self.enorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = PolicyRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = PolicyLinear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHead(config)
 
     def forward(

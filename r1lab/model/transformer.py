@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from r1lab.model.attention import PolicyRMSNorm, build_attention_mask
 from r1lab.model.cache import LatentCache
 from r1lab.model.layer import DecoderLayer
+from r1lab.model.linear import PolicyLinear
 from r1lab.model.moe import RoutedExperts, TopkGate
 from r1lab.model.mtp import MTPLayer, check_mtp_loaded, checkpoint_copies, mtp_loss, require_mtp_config
 from r1lab.model.packing import Packing, build_packing
@@ -204,7 +205,7 @@ class PolicyForCausalLM(PolicyPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PolicyModel(config, with_mtp)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = PolicyLinear(config.hidden_size, config.vocab_size, bias=False)
         # Loads are counted per process; DistributedDataParallel would overwrite them with rank 0's at each forward.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.endswith("expert_load_E")

@@ -28,6 +28,7 @@ from r1lab.kernels import ops
 from r1lab.kernels.reference import TILE
 from r1lab.kernels.reference.moe_experts import run_experts
 from r1lab.model import PolicyForCausalLM
+from r1lab.model.linear import PolicyLinear
 from r1lab.model.moe import RoutedExperts, SwiGLU
 
 
@@ -169,7 +170,7 @@ class FP8RoutedExperts(RoutedExperts):
         return fp8_experts(x_TD, topk_idx_TK, topk_weights_TK, self.gate_up_proj, self.down_proj)
 
 
-_CLASSES = {nn.Linear: FP8Linear, SwiGLU: FP8SwiGLU, RoutedExperts: FP8RoutedExperts}
+_CLASSES = {PolicyLinear: FP8Linear, SwiGLU: FP8SwiGLU, RoutedExperts: FP8RoutedExperts}
 
 
 def enable_fp8(policy: nn.Module) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from grpo_cases import are_equal, largest_difference, make_policy, make_trainer, weights_of
 
+from r1lab.kernels.build import load_extension
 from r1lab.types import Prompt
 
 
@@ -98,8 +99,8 @@ def test_training_logps_equal_the_recorded_ones():
     trainer = make_trainer(make_policy(), temperature=0.8)
     for _ in range(3):
         metrics = trainer.step().metrics
-        assert 0 <= metrics["sampling/sampling_logp_difference/max"] < 1e-4
-    assert metrics["sampling/sampling_logp_difference/mean"] > 0
+        is_exact = load_extension()  # the compiled kernels: the same bits
+        assert 0 <= metrics["sampling/sampling_logp_difference/max"] <= (0 if is_exact else 1e-4)
 
 
 def test_a_transformers_model_trains_to_the_same_weights():

@@ -82,30 +82,29 @@ def test_gradients_that_are_not_wanted(frozen):
     assert all(leaves[i].grad is None for i in frozen)
 
 
-def test_no_grad_keeps_nothing():
-    x, topk_idx, weights, gate_up, down = build_case(30, 24, 4, 16, 2)
-    with_grad = ops.moe_experts(x, topk_idx, weights, gate_up, down)
+def test_nothing_is_kept_but_the_inputs():
+    inputs = build_case(30, 24, 4, 16, 2)
+    known, saved = {tensor.data_ptr() for tensor in inputs}, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        with_grad = ops.moe_experts(*inputs)
+    assert len(saved) == 5 and {tensor.data_ptr() for tensor in saved} == known
     with torch.no_grad():
-        without = ops.moe_experts(x, topk_idx, weights, gate_up, down)
-        _, kept = torch.ops.r1lab.moe_experts(x, topk_idx, weights, gate_up, down, False)
+        without = ops.moe_experts(*inputs)
     assert not without.requires_grad and torch.equal(with_grad, without)
-    assert kept.numel() == 0
 
 
 def test_kernel_writes_every_element():
     num_tokens, hidden_size, num_experts, intermediate_size, top_k = sizes = (45, 37, 4, 19, 2)
     x, topk_idx, weights, gate_up, down = (tensor.detach().contiguous() for tensor in build_case(*sizes))
-    y, kept = poisoned(num_tokens, hidden_size), poisoned(num_tokens * top_k, 2 * intermediate_size)
+    y = poisoned(num_tokens, hidden_size)
     grads = [torch.full_like(tensor, float("nan")) for tensor in (x, weights, gate_up, down)]
     inputs = [tensor.data_ptr() for tensor in (x, topk_idx, weights, gate_up, down)]
-    bad = c_function("r1lab_moe_experts", "ppppppp" + "iiiiii", returns_int=True)(
-        *inputs, y.data_ptr(), kept.data_ptr(), *sizes, 2
-    )
+    bad = c_function("r1lab_moe_experts", "pppppp" + "iiiiii", returns_int=True)(*inputs, y.data_ptr(), *sizes, 2)
     assert bad == -1
-    c_function("r1lab_moe_experts_backward", "p" * 11 + "iiiiii")(
-        y.data_ptr(), *inputs, kept.data_ptr(), *(grad.data_ptr() for grad in grads), *sizes, 2
+    c_function("r1lab_moe_experts_backward", "p" * 10 + "iiiiii")(
+        y.data_ptr(), *inputs, *(grad.data_ptr() for grad in grads), *sizes, 2
     )
-    for output in (y, kept, *grads):
+    for output in (y, *grads):
         assert torch.isfinite(output).all()
 
 
@@ -169,15 +168,8 @@ def test_expert_out_of_range_is_named(value, dtype):
         ops.moe_experts(x.to(dtype), topk_idx, weights.to(dtype), gate_up.to(dtype), down.to(dtype))
 
 
-def test_keep_false_cannot_be_differentiated():
-    x, topk_idx, weights, gate_up, down = build_case(6, 24, 4, 16, 2)
-    y, _ = torch.ops.r1lab.moe_experts(x, topk_idx, weights, gate_up, down, False)
-    with pytest.raises(RuntimeError, match="keep=True"):
-        y.sum().backward()
-
-
 def test_opcheck():
-    torch.library.opcheck(torch.ops.r1lab.moe_experts.default, (*build_case(6, 24, 4, 16, 2), True))
+    torch.library.opcheck(torch.ops.r1lab.moe_experts.default, build_case(6, 24, 4, 16, 2))
 
 
 def test_torch_compile():

@@ -120,7 +120,7 @@ def test_wrong_bias_is_named():
 def test_weights_of_the_gates_own_choice_are_the_gates(case):
     num_tokens, num_experts, *settings = case
     logits, bias = leaf(num_tokens, num_experts), leaf(num_experts, scale=0.3, seed=2).detach()
-    idx, expected = reference.moe_gate(logits, bias, *settings)
+    idx, expected = ops.moe_gate(logits, bias, *settings)
     weights = ops.moe_gate_weights(logits, idx, *settings[-2:])
     assert_bitwise_equal([(weights.detach(),), (expected.detach(),)])
     for gate in (ops.moe_gate, reference.moe_gate):
@@ -129,6 +129,16 @@ def test_weights_of_the_gates_own_choice_are_the_gates(case):
             lambda gate=gate: gate(logits, bias, *settings)[1],
             (logits,),
         )
+
+
+def test_weights_fill_every_element_and_pass_opcheck():
+    logits, idx = leaf(30, 8), torch.randint(0, 8, (30, 2))
+    weights = poisoned(30, 2)
+    c_function("r1lab_moe_gate_weights", "ppp" + "iiii" + "di")(
+        logits.data_ptr(), idx.data_ptr(), weights.data_ptr(), 30, 8, 2, True, 1.0, 2
+    )
+    assert torch.equal(weights, ops.moe_gate_weights(logits, idx, True, 1.0))
+    torch.library.opcheck(torch.ops.r1lab.moe_gate_weights.default, (logits, idx, True, 2.5))
 
 
 def test_weights_of_another_choice():

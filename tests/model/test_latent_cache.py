@@ -5,6 +5,7 @@ import torch
 from model_cases import VARIANTS, make_ids, make_policy, right_mask
 from transformers import DynamicCache
 
+from r1lab.kernels.build import load_extension
 from r1lab.model import LatentCache
 
 
@@ -33,17 +34,23 @@ def test_absorb_equals_naive(variant, padding):
     assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max()
 
 
-def test_decoding_takes_the_absorbed_path_and_training_the_naive_one(monkeypatch):
+def test_decoding_absorbs_and_so_does_training_where_rollouts_have_the_same_kernels(monkeypatch):
     model = make_policy()
     attention = model.model.layers[0].self_attn
     taken = []
-    for name in ("_attend_naive", "_attend_absorb"):
+    for name in ("_attend_naive", "_attend_absorb", "add_to"):
         method = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *a, n=name, m=method: taken.append(n) or m(*a))
     cache, ids = LatentCache(), make_ids(2, 20)
     model.hidden_states(ids[:, :19], cache=cache)
     model.hidden_states(ids[:, 19:], cache=cache)
     assert taken == ["_attend_naive", "_attend_absorb"]
+    model.hidden_states(ids)
+    assert taken.pop() == ("add_to" if load_extension() else "_attend_naive")
+    monkeypatch.setattr(
+        attention, "kv_lora_rank", 10_000
+    )  # as in large models, whose latents are wider than their heads
+    assert not attention.attends_as_rollouts_do(torch.zeros(1, 20, 4))
 
 
 @pytest.mark.parametrize("cache_class", [LatentCache, DynamicCache])

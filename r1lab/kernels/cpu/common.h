@@ -69,7 +69,16 @@ R1LAB_INLINE V in_register(V vector) {
 }
 
 // a * b + c, rounded once. Compilers contract the expression too, but not always: GCC leaves a loop's only sum of
-// products apart on some machines, and a row's result must not depend on the shape of the tile it is in.
+// products apart on some machines, and a row's result must depend neither on the shape of the tile it is in nor on who
+// computes it, rollout or training pass.
+R1LAB_INLINE float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 R1LAB_INLINE v8 multiply_add(v8 a, v8 b, v8 c) {
 #ifdef __FMA__
     return _mm256_fmadd_ps(a, b, c);
@@ -158,6 +167,11 @@ R1LAB_INLINE V sigmoid_lanes(V x) {
     return 1.0f / (1.0f + exp_lanes(-x));
 }
 
+template <class V>
+R1LAB_INLINE V swiglu_lanes(V gate, V up) {
+    return gate * up * sigmoid_lanes(gate);
+}
+
 R1LAB_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 R1LAB_INLINE int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
 
@@ -178,6 +192,33 @@ class Scratch {
   private:
     float* data_;
 };
+
+// ---- What rollouts and the training pass both compute, row by row ---------------------------------------------------
+
+// y = weight * x / rms(x) (Zhang and Sennrich, 2019, eq. 4). Returns 1 / rms.
+R1LAB_INLINE float rms_norm_row(const float* x, const float* weight, float eps, int64_t size, float* y) {
+    vec squares = splat(0.0f);
+    for_each_vector(size, [&](int64_t i, auto left) {
+        const vec value = load_upto(x + i, left);
+        squares = multiply_add(value, value, squares);
+    });
+    const float inverse = 1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(size) + eps);
+    for_each_vector(size, [&](int64_t i, auto left) {
+        store_upto(y + i, load_upto(x + i, left) * inverse * load_upto(weight + i, left), left);
+    });
+    return inverse;
+}
+
+// Rotary embedding of one vector (reference/rope.py), out[i * out_stride] its i-th number.
+R1LAB_INLINE void rotate(const float* x, const float* cos, const float* sin, int64_t size, bool interleave, float* out,
+                         int64_t out_stride) {
+    const int64_t half = size / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        const float a = interleave ? x[2 * i] : x[i], b = interleave ? x[2 * i + 1] : x[half + i];
+        out[i * out_stride] = multiply_add(a, cos[i], -(b * sin[i]));
+        out[(half + i) * out_stride] = multiply_add(b, cos[i], a * sin[i]);
+    }
+}
 
 // ---- Matrix product -------------------------------------------------------------------------------------------------
 // C[m, n] = sum_k A[m, k] B[k, n], TILE_ROWS rows by PANEL columns of C, two vectors, at a time: 6 x 2 sums, 2 of B and
@@ -201,12 +242,12 @@ __attribute__((noinline)) void multiply_tile(const float* a, int64_t lda, const 
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; ++i) lo[i] = hi[i] = splat(0.0f);
     for (int64_t k = 0; k < depth; ++k) {
-        const vec b_lo = load(b), b_hi = load(b + LANES);
+        const vec b_lo = in_register(load(b)), b_hi = in_register(load(b + LANES));
 #pragma GCC unroll 8
         for (int i = 0; i < TILE_ROWS; ++i) {
             const vec a_ik = splat(TRANSPOSED ? a[i] : a[i * lda]);
-            lo[i] += a_ik * b_lo;
-            hi[i] += a_ik * b_hi;
+            lo[i] = multiply_add(a_ik, b_lo, lo[i]);
+            hi[i] = multiply_add(a_ik, b_hi, hi[i]);
         }
         a += TRANSPOSED ? lda : 1;
         b += ldb;
@@ -237,6 +278,19 @@ R1LAB_INLINE void multiply_panels(const float* a, int64_t lda, int64_t rows, con
                         [&](int64_t i, vec lo, vec hi) { epilogue(row + i, panel, lo, hi); });
 }
 
+// to[i] += scale * from[i].
+R1LAB_INLINE void add_scaled(const float* from, float scale, int64_t size, float* to) {
+    for_each_vector(size, [&](int64_t i, auto left) {
+        store_upto(to + i, multiply_add(splat(scale), load_upto(from + i, left), load_upto(to + i, left)), left);
+    });
+}
+
+// c[0..n) += scale * the first n of (lo, hi).
+R1LAB_INLINE void add_scaled_upto(float* c, vec scale, vec lo, vec hi, int64_t n) {
+    store_upto(c, multiply_add(scale, lo, load_upto(c, n)), n);
+    if (n > LANES) store_upto(c + LANES, multiply_add(scale, hi, load_upto(c + LANES, n - LANES)), n - LANES);
+}
+
 // c[0..n) += the first n of (lo, hi).
 R1LAB_INLINE void add_upto(float* c, vec lo, vec hi, int64_t n) {
     store_upto(c, load_upto(c, n) + lo, n);
@@ -265,24 +319,56 @@ static inline void pack_panels(const float* b, int64_t ldb, int64_t depth, int64
     }
 }
 
-// panels[k * PANEL + j] = b[j * ldb + k], line by line.
-template <class Width>
-R1LAB_INLINE void transpose_columns(const float* b, int64_t ldb, Width width, int64_t depth, float* panels) {
-    for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < width; ++j) panels[k * PANEL + j] = b[j * ldb + k];
+// to[k * ld_to + j] = from[j * ld_from + k] for j, k < 8: pairs of rows, then of pairs, then of halves.
+R1LAB_INLINE void transpose_8x8(const float* from, int64_t ld_from, float* to, int64_t ld_to) {
+    v8 rows[8], pairs[8], quads[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) rows[j] = load<v8>(from + j * ld_from);
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+        pairs[j] = R1LAB_SHUFFLE(rows[j], rows[j + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        pairs[j + 1] = R1LAB_SHUFFLE(rows[j], rows[j + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const int j = i / 2 * 4 + i % 2;
+        quads[i / 2 * 4 + i % 2 * 2] = R1LAB_SHUFFLE(pairs[j], pairs[j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        quads[i / 2 * 4 + i % 2 * 2 + 1] = R1LAB_SHUFFLE(pairs[j], pairs[j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+        store(to + k * ld_to, R1LAB_SHUFFLE(quads[k], quads[k + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+        store(to + (k + 4) * ld_to, R1LAB_SHUFFLE(quads[k], quads[k + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+    }
+}
+
+// panels[k * PANEL + j] = b[j * ldb + k] for j < width.
+R1LAB_INLINE void transpose_columns(const float* b, int64_t ldb, int64_t width, int64_t depth, float* panels) {
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8) {
+        int64_t k = 0;
+        for (; k + 8 <= depth; k += 8) transpose_8x8(b + j * ldb + k, ldb, panels + k * PANEL + j, PANEL);
+        for (; k < depth; ++k)
+            for (int64_t i = j; i < j + 8; ++i) panels[k * PANEL + i] = b[i * ldb + k];
+    }
+    for (; j < width; ++j)
+        for (int64_t k = 0; k < depth; ++k) panels[k * PANEL + j] = b[j * ldb + k];
 }
 
 // Panels of transpose(B), B [columns, depth] row-major with stride ldb.
 static inline void pack_transposed_panels(const float* b, int64_t ldb, int64_t columns, int64_t depth, float* panels) {
     for (int64_t column = 0; column < columns; column += PANEL, panels += depth * PANEL, b += PANEL * ldb) {
-        if (columns - column >= PANEL) {
-            transpose_columns(b, ldb, std::integral_constant<int64_t, PANEL>(), depth, panels);
-            continue;
-        }
-        std::fill_n(panels, depth * PANEL, 0.0f);
-        transpose_columns(b, ldb, columns - column, depth, panels);
+        if (columns - column < PANEL) std::fill_n(panels, depth * PANEL, 0.0f);
+        transpose_columns(b, ldb, std::min<int64_t>(PANEL, columns - column), depth, panels);
     }
 }
+
+// [T, heads, size] of any strides, the last dimension contiguous; one head's rows read as a matrix.
+struct Rows {
+    const float* data;
+    int64_t row_stride, head_stride;
+    const float* at(int64_t row, int64_t head) const { return data + row * row_stride + head * head_stride; }
+};
 
 // ---- Sums in a fixed order -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 // SwiGLU, head, sampling; many steps per call. The truth is reference/decode_step.py; same names, same arithmetic.
 //
 // Every output is accumulated over k in order, whatever rows share the block, and a row's attention reads its own cache
-// only: results do not depend, bitwise, on the batch, the blocking or the number of threads.
+// only: results do not depend, bitwise, on the batch, the blocking or the number of threads. The training pass (ops.py)
+// runs its sums in the same orders, and gets the same bits (tests/grpo/test_rollout_equals_training.py).
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +15,8 @@
 
 #include "common.h"
 #include "e4m3.h"
+#include "latent_attention.h"
+#include "running_softmax.h"
 
 namespace {
 
@@ -21,9 +24,6 @@ using namespace r1lab;
 
 // Rows that go through the layers together: activations stay in L2 (1 MB or more beside AVX-512), weights pass by once.
 constexpr int BLOCK_ROWS = LANES == 16 ? 128 : 64;
-constexpr int POSITIONS = 8;    // that lie side by side in the cache
-constexpr int CHUNK = 256;      // positions that attention reads at a time, for all heads: they stay in L2
-constexpr int MAX_HEADS = 6;    // of attention at a time: 6 x 2 sums, 2 of the cache and a number of a query fill AVX2
 
 // -- matrix product: out[m][n] = bias[n] + sum_k in[m][k] * weight[n][k], weights packed [n / 16][k][16] --------------
 
@@ -65,7 +65,7 @@ R1LAB_INLINE void micro_kernel(const Product& p, const float* ahead) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 12
-    for (int j = 0; j < W; ++j) acc[m][j] = p.bias ? load(p.bias + j * LANES) : vec{};
+    for (int j = 0; j < W; ++j) acc[m][j] = vec{};
   const int64_t panel_size = static_cast<int64_t>(p.k_size) * OUTPUTS, in_stride = p.in_stride;
   const float *in = p.in, *weights = p.panels;
   for (int k = 0; k < p.k_size; ++k, ++in, weights += OUTPUTS, ahead += OUTPUTS) {
@@ -94,6 +94,12 @@ R1LAB_INLINE void micro_kernel(const Product& p, const float* ahead) {
         for (int j = 0; j < W; ++j) acc[m][j] = multiply_add(x, weight[j], acc[m][j]);
       }
     }
+  }
+  if (p.bias) {  // last, as in the training pass
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 12
+      for (int j = 0; j < W; ++j) acc[m][j] += load(p.bias + j * LANES);
   }
   float* out = p.out;
   const int out_stride = p.out_stride;
@@ -232,24 +238,18 @@ namespace {
 
 enum Status { RUNNING = 0, STOP = 1, LENGTH = 2, NOT_FINITE = 3 };
 
-// What one head's softmax knows of the chunks so far.
-struct RunningSoftmax {
-  float top = -std::numeric_limits<float>::infinity();  // the largest scaled score
-  float sum = 0.0f;                                     // of exp(score - top)
-};
-
 // Scratch memory of one thread, for one block of rows.
 struct Workspace {
-  std::vector<float> x, normed, qkv, q_low, q, q_latent, context, attended, gate_up, act, expert_in, expert_out, scores,
-      router, topk_weight, logits, probs;
+  std::vector<float> x, normed, qkv, q_low, q, q_latent, context, attended, gate_up, act, expert_in, expert_out,
+      experts_sum, router, topk_weight, logits, probs;
   std::vector<int32_t> topk_idx, expert_rows, order;
   std::vector<float> expert_weights;
   std::vector<double> block_sums;
-  std::vector<RunningSoftmax> running;  // one a head
+  LatentScratch latent;
   int logits_stride;
 
-  Workspace(const R1Model& model, int rows) {
-    const int latent = model.kv_rank + model.rope, head_dim = model.nope + model.rope;
+  Workspace(const R1Model& model, int rows) : latent(model.heads) {
+    const int latent_size = model.kv_rank + model.rope, head_dim = model.nope + model.rope;
     const int q_size = model.q_rank ? model.q_rank : model.heads * head_dim;
     int inner = 0;
     for (int i = 0; i < model.num_layers + (model.mtp != nullptr); ++i)
@@ -257,18 +257,17 @@ struct Workspace {
     const size_t m = rows;
     x.resize(m * model.hidden);
     normed.resize(m * model.hidden);
-    qkv.resize(m * (q_size + latent));
+    qkv.resize(m * (q_size + latent_size));
     q_low.resize(m * model.q_rank);
     q.resize(m * model.heads * head_dim);
-    q_latent.resize(m * model.heads * latent);
+    q_latent.resize(m * model.heads * latent_size);
     context.resize(m * model.heads * model.kv_rank);
     attended.resize(m * model.heads * model.v_dim);
     gate_up.resize(m * 2 * inner);
     act.resize(m * inner);
     expert_in.resize(m * model.hidden);
     expert_out.resize(m * model.hidden);
-    scores.resize(MAX_HEADS * CHUNK);
-    running.resize(model.heads);
+    experts_sum.resize(m * model.hidden);
     router.resize(m * model.experts + 2 * model.experts);
     topk_idx.resize(m * model.top_k);
     topk_weight.resize(m * model.top_k);
@@ -287,27 +286,7 @@ struct Workspace {
 
 void rms_norm(const float* in, int in_stride, const float* weight, float eps, int size, float* out, int out_stride,
               int rows) {
-  const int whole = size / LANES * LANES;
-  for (int m = 0; m < rows; ++m, in += in_stride, out += out_stride) {
-    vec squares{};
-    for (int d = 0; d < whole; d += LANES) squares += load(in + d) * load(in + d);
-    float sum = sum_lanes(squares);
-    for (int d = whole; d < size; ++d) sum += in[d] * in[d];
-    const float scale = 1.0f / std::sqrt(sum / size + eps);
-    for (int d = 0; d < whole; d += LANES) store(out + d, load(weight + d) * (load(in + d) * scale));
-    for (int d = whole; d < size; ++d) out[d] = weight[d] * (in[d] * scale);
-  }
-}
-
-// Rotary embedding of one vector; out may be strided (the cache keeps 8 positions side by side).
-inline void rotate(const float* in, const float* cos, const float* sin, int size, bool interleave, float* out,
-                   int out_stride) {
-  const int half = size / 2;
-  for (int i = 0; i < half; ++i) {
-    const float a = interleave ? in[2 * i] : in[i], b = interleave ? in[2 * i + 1] : in[half + i];
-    out[i * out_stride] = a * cos[i] - b * sin[i];
-    out[(half + i) * out_stride] = b * cos[i] + a * sin[i];
-  }
+  for (int m = 0; m < rows; ++m, in += in_stride, out += out_stride) rms_norm_row(in, weight, eps, size, out);
 }
 
 // What an FP8 layer's products see of their inputs.
@@ -321,174 +300,6 @@ inline void add_to(float* x, const float* y, size_t size) {
 }
 
 // -- attention --------------------------------------------------------------------------------------------------------
-// A cache is read once, a chunk of positions at a time, for all heads: scores, their exponentials against the largest
-// so far, and the weighted sum of latents, which is rescaled when a later chunk holds a larger score (Milakov and
-// Gimelshein, 2018).
-
-// Calls body with min(value, N) as a constant, value at least 1.
-template <int N, class Body>
-inline void with_constant(int value, const Body& body) {
-  if constexpr (N > 1)
-    if (value < N) return with_constant<N - 1>(value, body);
-  body(std::integral_constant<int, N>());
-}
-
-// Sums of the lanes of eight vectors, the first one's in lane 0.
-inline v8 sums_of_lanes(const v8* v) {
-  v8 quarters[4], pairs[2];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)  // halves: lanes 0 to 3 are left of v[i], 4 to 7 of v[i + 4]
-    quarters[i] = R1LAB_SHUFFLE(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
-                  R1LAB_SHUFFLE(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i)  // v[i], v[i + 2], v[i + 4], v[i + 6]
-    pairs[i] = R1LAB_SHUFFLE(quarters[i], quarters[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
-               R1LAB_SHUFFLE(quarters[i], quarters[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-  return R1LAB_SHUFFLE(pairs[0], pairs[1], 0, 8, 2, 10, 4, 12, 6, 14) +
-         R1LAB_SHUFFLE(pairs[0], pairs[1], 1, 9, 3, 11, 5, 13, 7, 15);
-}
-
-// What attention reads after this chunk, fetched a cache line at a time between sums: all caches together do not fit
-// into L2, and at once their lines would fill the queue of what is under way.
-struct Ahead {
-  const float *next, *end;
-
-  void fetch() {
-    if (next >= end) return;
-    __builtin_prefetch(next);
-    next += 16;
-  }
-};
-
-// scores[h][s] = q[h] . cache[s] for NH heads and NB blocks of 8 positions.
-template <int NH, int NB>
-inline void score_blocks(const float* q, const float* keys, Ahead& ahead, int latent, float* scores) {
-  const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
-  v8 acc[NH][NB] = {};
-  for (int d = 0; d < latent; ++d, keys += POSITIONS, ++q) {
-    ahead.fetch();
-    v8 key[NB];
-#pragma GCC unroll 8
-    for (int b = 0; b < NB; ++b) key[b] = in_register(load<v8>(keys + b * block_size));
-#pragma GCC unroll 8
-    for (int h = 0; h < NH; ++h) {
-      const v8 x = splat<v8>(q[h * latent]);
-#pragma GCC unroll 8
-      for (int b = 0; b < NB; ++b) acc[h][b] = multiply_add(x, key[b], acc[h][b]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int h = 0; h < NH; ++h)
-#pragma GCC unroll 8
-    for (int b = 0; b < NB; ++b) store(scores + h * CHUNK + b * POSITIONS, acc[h][b]);
-}
-
-template <int NH>
-void attention_scores(const float* q, const float* cache, Ahead& ahead, int latent, int num_blocks, float* scores) {
-  constexpr int MOST = NH > 4 ? 2 : NH > 2 ? 3 : 4;  // blocks whose sums and keys the registers hold
-  for (int block = 0; block < num_blocks;) {
-    const size_t first = static_cast<size_t>(block) * latent * POSITIONS;
-    with_constant<MOST>(num_blocks - block, [&](auto NB) {
-      score_blocks<NH, NB>(q, cache + first, ahead, latent, scores + block * POSITIONS);
-      block += NB;
-    });
-  }
-}
-
-// In place exp(score * scale - top) of the first `length` scores; the rest of the last block becomes 0. Returns what
-// sums over earlier chunks have to be multiplied by, now that `top` may be larger.
-float exponentials(float* scores, int length, int num_blocks, float scale, RunningSoftmax& running) {
-  for (int s = length; s < num_blocks * POSITIONS; ++s) scores[s] = scores[0];  // a copy cannot change the maximum
-  v8 best = load<v8>(scores);
-  for (int b = 1; b < num_blocks; ++b) {
-    const v8 value = load<v8>(scores + b * POSITIONS);
-    best = value > best ? value : best;
-  }
-  const float top = std::max(running.top, max_lane(best) * scale);
-  const float correction = exp_lanes(splat<v8>(running.top - top))[0];
-  for (int b = 0; b < num_blocks; ++b)
-    store(scores + b * POSITIONS, exp_lanes(load<v8>(scores + b * POSITIONS) * scale - top));
-  for (int s = length; s < num_blocks * POSITIONS; ++s) scores[s] = 0.0f;
-  v8 sum{};
-  for (int b = 0; b < num_blocks; ++b) sum += load<v8>(scores + b * POSITIONS);
-  running.top = top;
-  running.sum = running.sum * correction + sum_lanes(sum);
-  return correction;
-}
-
-// context[h][c] = context[h][c] * corrections[h] + sum_s weights[h][s] * cache[s][c] for NH heads: two latent
-// dimensions at a time, the lanes of eight summed together.
-template <int NH>
-void attention_context(const float* weights, const float* corrections, const float* cache, Ahead& ahead, int latent,
-                       int kv_rank, int num_blocks, float* context) {
-  const size_t block_size = static_cast<size_t>(latent) * POSITIONS;
-  v8 sums[NH][8] = {};
-  for (int c = 0; c < kv_rank; c += 2) {
-    const int second = c + 1 < kv_rank ? POSITIONS : 0;
-    v8 acc[NH][2] = {};
-    const float* values = cache + c * POSITIONS;
-    for (int block = 0; block < num_blocks; ++block, values += block_size) {
-      ahead.fetch();
-      const v8 value0 = in_register(load<v8>(values)), value1 = in_register(load<v8>(values + second));
-#pragma GCC unroll 8
-      for (int h = 0; h < NH; ++h) {
-        const v8 p = in_register(load<v8>(weights + h * CHUNK + block * POSITIONS));
-        acc[h][0] = multiply_add(p, value0, acc[h][0]);
-        acc[h][1] = multiply_add(p, value1, acc[h][1]);
-      }
-    }
-    for (int h = 0; h < NH; ++h) {
-      sums[h][c % 8] = acc[h][0];
-      sums[h][c % 8 + 1] = acc[h][1];
-    }
-    if (c % 8 < 6 && c + 2 < kv_rank) continue;
-    for (int h = 0; h < NH; ++h) {
-      float* out = context + h * kv_rank + c / 8 * 8;
-      const int left = kv_rank - c / 8 * 8;
-      store_upto(out, load_upto<v8>(out, left) * corrections[h] + sums_of_lanes(sums[h]), left);
-    }
-  }
-}
-
-// One chunk of `length` positions for NH heads.
-template <int NH>
-void attend_chunk(const R1Model& model, const float* q, const float* cache, Ahead& ahead, int length, float* scores,
-                  RunningSoftmax* running, float* context) {
-  const int latent = model.kv_rank + model.rope, num_blocks = (length + POSITIONS - 1) / POSITIONS;
-  attention_scores<NH>(q, cache, ahead, latent, num_blocks, scores);
-  float corrections[NH];
-  for (int h = 0; h < NH; ++h)
-    corrections[h] = exponentials(scores + h * CHUNK, length, num_blocks, model.attention_scaling, running[h]);
-  attention_context<NH>(scores, corrections, cache, ahead, latent, model.kv_rank, num_blocks, context);
-}
-
-void attend_row(const R1Model& model, const float* q, const float* cache, int length, const float* next_cache,
-                int next_length, Workspace& ws, float* context) {
-  const int latent = model.kv_rank + model.rope, kv_rank = model.kv_rank;
-  float* scores = ws.scores.data();
-  std::vector<RunningSoftmax>& running = ws.running;
-  std::fill(running.begin(), running.end(), RunningSoftmax());
-  std::fill_n(context, static_cast<size_t>(model.heads) * kv_rank, 0.0f);
-  for (int first = 0; first < length; first += CHUNK) {
-    const int size = std::min(CHUNK, length - first);
-    const float* chunk = cache + static_cast<size_t>(first) * latent;
-    const bool is_last = first + CHUNK >= length;
-    const int next_size = is_last ? next_length : length - first - CHUNK;
-    const float* next = is_last ? next_cache : chunk + static_cast<size_t>(CHUNK) * latent;
-    Ahead ahead{next, next + round_up(std::min(next_size, CHUNK), POSITIONS) * latent};
-    for (int h = 0; h < model.heads;) {
-      const auto attend = [&](auto NH) {
-        attend_chunk<NH>(model, q + h * latent, chunk, ahead, size, scores, running.data() + h, context + h * kv_rank);
-        h += NH;
-      };
-      with_constant<MAX_HEADS>(model.heads - h, attend);
-    }
-  }
-  for (int h = 0; h < model.heads; ++h) {
-    const float inverse = 1.0f / running[h].sum;
-    for (int c = 0; c < kv_rank; ++c) context[h * kv_rank + c] *= inverse;
-  }
-}
 
 inline float* cache_of(const R1Model& model, int layer, int slot) {
   const size_t slot_size = static_cast<size_t>(model.capacity) * (model.kv_rank + model.rope);
@@ -505,6 +316,8 @@ void append_cache(const R1Model& model, int index, float* kv, int stride, const 
   for (int m = 0; m < rows; ++m, kv += stride) {
     const size_t block = static_cast<size_t>(position[m] / POSITIONS) * latent * POSITIONS;
     float* entry = cache_of(model, index, slot[m]) + block + position[m] % POSITIONS;
+    // Positions behind the last are multiplied by 0, which does not take away a NaN that somebody left there.
+    if (position[m] % POSITIONS == 0) std::fill_n(entry, static_cast<size_t>(latent) * POSITIONS, 0.0f);
     for (int c = 0; c < model.kv_rank; ++c) entry[c * POSITIONS] = kv[c];
     const size_t angle = static_cast<size_t>(position[m]) * half;
     rotate(kv + model.kv_rank, model.cos + angle, model.sin + angle, model.rope, model.rope_interleave,
@@ -551,11 +364,12 @@ void attention(const R1Model& model, int index, const int32_t* slot, const int32
              model.rope, model.rope_interleave,
              ws.q_latent.data() + (static_cast<size_t>(m) * model.heads + h) * latent + model.kv_rank, 1);
   }
+  const LatentShape shape{model.heads, model.kv_rank, model.rope, model.attention_scaling};
   for (int m = 0; m < rows; ++m) {
     const int next = std::min(m + 1, rows - 1);
-    attend_row(model, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
+    attend_row(shape, ws.q_latent.data() + static_cast<size_t>(m) * model.heads * latent,
                cache_of(model, index, slot[m]), position[m] + 1, cache_of(model, index, slot[next]), position[next] + 1,
-               ws, ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
+               ws.latent, ws.context.data() + static_cast<size_t>(m) * model.heads * model.kv_rank);
   }
   const int o_size = model.heads * model.v_dim;
   for (int h = 0; h < model.heads; ++h)
@@ -576,8 +390,7 @@ void swiglu(const R1Layer& layer, const float* in, int hidden, const float* gate
     const float *gate = ws.gate_up.data() + static_cast<size_t>(m) * 2 * inner, *up = gate + inner;
     float* act = ws.act.data() + static_cast<size_t>(m) * inner;
     for_each_vector(inner, [&](int64_t f, auto left) {
-      const vec g = load_upto(gate + f, left);
-      store_upto(act + f, g / (1.0f + exp_lanes(-g)) * load_upto(up + f, left), left);
+      store_upto(act + f, swiglu_lanes(load_upto(gate + f, left), load_upto(up + f, left)), left);
     });
   }
   round_rows(layer, ws.act.data(), inner, inner, rows);
@@ -628,7 +441,7 @@ void route(const R1Model& model, const R1Layer& layer, const float* logits, floa
   });
   for (int e = 0; e < model.experts; ++e) choice[e] = scores[e] + layer.router_bias[e];
   if (model.topk_group < model.n_group) keep_best_groups(model, choice);
-  float sum = 0.0f;
+  float sum = 1e-20f;
   for (int k = 0; k < model.top_k; ++k) {
     const int best = std::max(best_index(choice, model.experts), 0);  // NaN scores: any expert, the logits are NaN too
     idx[k] = best;
@@ -637,7 +450,7 @@ void route(const R1Model& model, const R1Layer& layer, const float* logits, floa
     sum += scores[best];
   }
   for (int k = 0; k < model.top_k; ++k)
-    weight[k] = (model.norm_topk_prob ? weight[k] / (sum + 1e-20f) : weight[k]) * model.routed_scaling;
+    weight[k] = (model.norm_topk_prob ? weight[k] / sum : weight[k]) * model.routed_scaling;
 }
 
 // The rows' experts, from ws.normed.
@@ -650,11 +463,12 @@ void choose_experts(const R1Model& model, const R1Layer& layer, int rows, Worksp
           ws.topk_idx.data() + m * model.top_k, ws.topk_weight.data() + m * model.top_k);
 }
 
-// Adds the chosen experts' output for ws.normed to ws.x, expert by expert over the block's rows.
+// ws.experts_sum = the chosen experts' weighted outputs for ws.normed, expert by expert over the block's rows.
 void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Workspace& ws) {
   const int hidden = model.hidden, inner = layer.moe_size;
   const size_t gate_up_size = static_cast<size_t>(round_up(2 * inner, OUTPUTS)) * hidden;
   const size_t down_size = static_cast<size_t>(round_up(hidden, OUTPUTS)) * inner;
+  std::fill_n(ws.experts_sum.data(), static_cast<size_t>(rows) * hidden, 0.0f);
   for (int e = 0; e < model.experts; ++e) {
     int count = 0;
     for (int i = 0; i < rows * model.top_k; ++i) {
@@ -668,11 +482,9 @@ void routed_experts(const R1Model& model, const R1Layer& layer, int rows, Worksp
     if (!count) continue;
     swiglu(layer, ws.expert_in.data(), hidden, layer.experts_gate_up + e * gate_up_size,
            layer.experts_down + e * down_size, inner, ws.expert_out.data(), count, ws);
-    for (int i = 0; i < count; ++i) {
-      float* x = ws.x.data() + static_cast<size_t>(ws.expert_rows[i]) * hidden;
-      const float* out = ws.expert_out.data() + static_cast<size_t>(i) * hidden;
-      for (int d = 0; d < hidden; ++d) x[d] += ws.expert_weights[i] * out[d];
-    }
+    for (int i = 0; i < count; ++i)
+      add_scaled(ws.expert_out.data() + static_cast<size_t>(i) * hidden, ws.expert_weights[i], hidden,
+                 ws.experts_sum.data() + static_cast<size_t>(ws.expert_rows[i]) * hidden);
   }
 }
 
@@ -699,11 +511,12 @@ void run_layer(const R1Model& model, int index, const int32_t* slot, const int32
   if (layer.router) routed_experts(model, layer, rows, ws);
   if (layer.router && model.routing && index < model.num_layers)  // not of the block that only drafts
     record_routing(model, layer, slot, position, rows, ws);
-  if (layer.mlp_size) {
-    swiglu(layer, ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, ws.expert_out.data(),
-           rows, ws);
-    add_to(ws.x.data(), ws.expert_out.data(), static_cast<size_t>(rows) * hidden);
-  }
+  float *out = ws.expert_out.data(), *experts_sum = ws.experts_sum.data();
+  const size_t size = static_cast<size_t>(rows) * hidden;
+  if (layer.mlp_size)
+    swiglu(layer, ws.normed.data(), hidden, layer.mlp_gate_up, layer.mlp_down, layer.mlp_size, out, rows, ws);
+  if (layer.router && layer.mlp_size) add_to(experts_sum, out, size);  // in the order of the training pass
+  add_to(ws.x.data(), layer.router ? experts_sum : out, size);
 }
 
 // What the multi-token-prediction module reads later; position 0 starts a slot anew.
@@ -802,28 +615,18 @@ int inverse_cdf(const float* probs, int vocab, double uniform, std::vector<doubl
   return last;
 }
 
-// Scales the logits in place; fills probs (unnormalised) and returns log sum exp, not finite if any logit is not.
-double scale_and_exp(float* logits, float* probs, int vocab, int padded, float temperature) {
+// Scales the logits in place; fills probs, relative to the likeliest token.
+RunningSoftmax scale_and_exp(float* logits, float* probs, int vocab, int padded, float temperature) {
+  const float inverse = inverse_of(temperature);
   for (int i = vocab; i < padded; ++i) logits[i] = logits[0];
-  vec best = splat(-std::numeric_limits<float>::infinity());
-  for (int i = 0; i < padded; i += LANES) {
-    const vec scaled = load(logits + i) / temperature;
-    store(logits + i, scaled);
-    best = scaled > best ? scaled : best;
-  }
-  const float top = max_lane(best);
-  for (int i = 0; i < padded; i += LANES) store(probs + i, exp_lanes(load(logits + i) - top));
+  for (int i = 0; i < padded; i += LANES) store(logits + i, load(logits + i) * inverse);
+  RunningSoftmax softmax;
+  for (int i = 0; i < vocab; i += VOCAB_CHUNK)
+    softmax.add(logits + i, std::min<int64_t>(VOCAB_CHUNK, vocab - i), probs + i);
+  if (vocab > VOCAB_CHUNK)  // a later chunk may have had a larger logit
+    for (int i = 0; i < padded; i += LANES) store(probs + i, exp_lanes(load(logits + i) - softmax.max));
   for (int i = vocab; i < padded; ++i) probs[i] = 0.0f;
-  double total = 0.0;
-  vec sum{};
-  for (int i = 0; i < padded; i += LANES) {
-    sum += load(probs + i);
-    if ((i + LANES) % 64 == 0 || i + LANES == padded) {
-      total += sum_lanes(sum);
-      sum = vec{};
-    }
-  }
-  return top + std::log(total);
+  return softmax;
 }
 
 // Probabilities without the banned tokens, relative to the likeliest allowed one (it may be far below the banned).
@@ -846,15 +649,15 @@ int greedy_token(const float* logits, int vocab, const uint8_t* banned) {
   return best;
 }
 
-// The token that request r draws from logits (which are scaled in place) with its random number `index`; -1 and a
-// log_total that is not finite if any logit is not.
+// The token that request r draws from logits (which are scaled in place) with its random number `index`; -1 if any logit
+// is not finite.
 int choose_token(const R1Model& model, const R1Sampling& how, const R1Requests& requests, int r, int index,
-                 float* logits, Workspace& ws, double& log_total) {
+                 float* logits, Workspace& ws, RunningSoftmax& softmax) {
   const bool is_greedy = how.temperature == 0.0f;
   const int padded = ws.logits_stride;
   float* probs = ws.probs.data();
-  log_total = scale_and_exp(logits, probs, model.vocab, padded, is_greedy ? 1.0f : how.temperature);
-  if (!std::isfinite(log_total)) return -1;
+  softmax = scale_and_exp(logits, probs, model.vocab, padded, is_greedy ? 1.0f : how.temperature);
+  if (!std::isfinite(softmax.log_sum_exp())) return -1;
   if (is_greedy) return greedy_token(logits, model.vocab, how.banned);
   if (how.banned) ban(logits, probs, model.vocab, padded, how.banned);
   if (how.top_k > 0 || how.top_p < 1.0) truncate(probs, model.vocab, how.top_k, how.top_p, ws.order);
@@ -863,15 +666,15 @@ int choose_token(const R1Model& model, const R1Sampling& how, const R1Requests& 
 
 void sample_row(const R1Model& model, const R1Sampling& how, const R1Requests& requests, int r, float* logits,
                 Workspace& ws) {
-  double log_total;
-  const int token = choose_token(model, how, requests, r, requests.count[r], logits, ws, log_total);
+  RunningSoftmax softmax;
+  const int token = choose_token(model, how, requests, r, requests.count[r], logits, ws, softmax);
   if (token < 0) {
     requests.status[r] = NOT_FINITE;
     return;
   }
   const int count = requests.count[r]++;
   requests.token_ids[r * requests.row_stride + count] = token;
-  requests.logps[r * requests.row_stride + count] = static_cast<float>(logits[token] - log_total);
+  requests.logps[r * requests.row_stride + count] = softmax.logp(logits[token]);
   requests.token[r] = token;
   ++requests.position[r];
   requests.status[r] = how.stop[token] ? STOP : count + 1 >= requests.limit[r] ? LENGTH : RUNNING;

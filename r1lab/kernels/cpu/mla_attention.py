@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function
+from r1lab.kernels.cpu.library import KernelOp, c_function
 
 
 def _pointers(tensors: list[Tensor]):
@@ -19,7 +19,7 @@ def _arguments(q_nope, q_pe, k_nope, k_pe, v) -> tuple[list[Tensor], tuple]:
     return inputs, (_pointers(inputs), (ctypes.c_int64 * len(strides))(*strides))
 
 
-@torch.library.custom_op("r1lab::mla_attention", mutates_args=(), device_types="cpu")
+@KernelOp
 def mla_attention(
     q_nope: Tensor,
     q_pe: Tensor,
@@ -45,7 +45,7 @@ def _(q_nope, q_pe, k_nope, k_pe, v, cu_seqlens, prefix, scale):
     return v.new_empty(v.shape), v.new_empty(v.shape[:2])
 
 
-@torch.library.custom_op("r1lab::mla_attention_backward", mutates_args=(), device_types="cpu")
+@KernelOp
 def mla_attention_backward(
     grad_out: Tensor,
     q_nope: Tensor,
@@ -87,7 +87,7 @@ def _backward(ctx, grad_out, _grad_lse):
     if grad_out is None:
         return (None,) * 8
     *inputs, out, lse = ctx.saved_tensors
-    return *torch.ops.r1lab.mla_attention_backward(grad_out, *inputs, ctx.scale, out, lse), None, None, None
+    return *mla_attention_backward(grad_out, *inputs, ctx.scale, out, lse), None, None, None
 
 
 mla_attention.register_autograd(_backward, setup_context=_setup_context)

@@ -2,8 +2,8 @@
 //
 // One task is a block of tokens. A thread takes the block, sorts its (token, choice) pairs by expert, and for each
 // expert gathers rows, multiplies, applies SwiGLU in registers, multiplies again and adds into the block's own tokens:
-// no intermediate ever leaves the cache, no two threads write the same row, no atomics. The backward does the same with
-// the weight gradients added into one accumulator per slice of tokens; slices are cut by the sizes alone and summed in
+// no intermediate ever leaves the cache, no two threads write the same row, no atomics. The backward computes gate and
+// up again rather than read them from memory, and does the same with the weight gradients added into one accumulator per slice of tokens; slices are cut by the sizes alone and summed in
 // order, so the result does not depend on the number of threads.
 //
 // T tokens, D hidden, E experts, F expert intermediate, K choices a token. A pair is t * K + k.
@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t MAX_ROWS = 22 * TILE_ROWS;   // rows of one expert multiplied at once: scratch stays within L2
 constexpr int64_t MAX_BLOCK = 528;             // tokens a task
 constexpr int64_t MAX_SLICES = 8;              // accumulators of weight gradients
-constexpr int64_t SLICE_TOKENS = 512;          // fewest tokens worth an accumulator of their own
+constexpr int64_t SLICE_TOKENS = 256;          // fewest tokens worth an accumulator of their own
 constexpr int64_t MAX_SLICE_FLOATS = 1 << 26;  // all accumulators together: 256 MB
 
 struct Shape {
@@ -25,6 +25,7 @@ struct Shape {
     int64_t d_panels() const { return ceil_div(D, PANEL); }
     int64_t f_panels() const { return ceil_div(F, PANEL); }
     int64_t gate_up_panels() const { return ceil_div(F, LANES); }
+    int64_t forward_floats() const { return gate_up_panels() * PANEL * D; }
     int64_t block() const { return std::clamp<int64_t>(ceil_div(T, 8), 32, MAX_BLOCK); }
 };
 
@@ -55,13 +56,12 @@ class SortedPairs {
 // Panels of transpose(gate_up): a vector of gate beside the same columns of up, so that a tile ends with both in
 // registers.
 void pack_gate_up(const float* gate_up, const Shape& s, float* panels) {
-    for (int64_t f = 0; f < s.F; f += LANES, panels += s.D * PANEL)
-        for (int64_t j = 0; j < LANES; ++j)
-            for (int64_t d = 0; d < s.D; ++d) {
-                const bool is_inside = f + j < s.F;
-                panels[d * PANEL + j] = is_inside ? gate_up[(f + j) * s.D + d] : 0.0f;
-                panels[d * PANEL + LANES + j] = is_inside ? gate_up[(s.F + f + j) * s.D + d] : 0.0f;
-            }
+    for (int64_t f = 0; f < s.F; f += LANES, panels += s.D * PANEL) {
+        const int64_t width = std::min<int64_t>(LANES, s.F - f);
+        if (width < LANES) std::fill_n(panels, s.D * PANEL, 0.0f);
+        transpose_columns(gate_up + f * s.D, s.D, width, s.D, panels);
+        transpose_columns(gate_up + (s.F + f) * s.D, s.D, width, s.D, panels + LANES);
+    }
 }
 
 void gather(const float* source, const Shape& s, const int64_t* pairs, int64_t rows, float* out, int64_t ld) {
@@ -75,37 +75,23 @@ void scatter_product(const float* a, int64_t lda, int64_t rows, const float* pan
                      const int64_t* pairs, const Scale& scale, float* out_TD) {
     multiply_panels(a, lda, rows, panels, s.d_panels(), depth, [&](int64_t row, int64_t panel, vec lo, vec hi) {
         float* out = out_TD + pairs[row] / s.K * s.D + panel * PANEL;
-        const float factor = scale(pairs[row]);
-        add_upto(out, factor * lo, factor * hi, s.D - panel * PANEL);
+        const vec factor = splat(static_cast<float>(scale(pairs[row])));
+        add_scaled_upto(out, factor, lo, hi, s.D - panel * PANEL);
     });
 }
 
-// hidden = silu(gate) * up for the rows; keeps gate and up of each pair in `kept` when that is not null.
-void gate_up_product(const float* x, int64_t ldx, int64_t rows, const float* panels, const Shape& s,
-                     const int64_t* pairs, float* hidden, int64_t ldh, float* kept) {
-    multiply_panels(x, ldx, rows, panels, s.gate_up_panels(), s.D, [&](int64_t row, int64_t panel, vec gate, vec up) {
-        store(hidden + row * ldh + panel * LANES, gate * up * sigmoid_lanes(gate));
-        if (kept == nullptr) return;
-        const int64_t left = s.F - panel * LANES;
-        float* out = kept + pairs[row] * 2 * s.F + panel * LANES;
-        store_upto(out, gate, left);
-        store_upto(out + s.F, up, left);
-    });
-}
-
-// One row of SwiGLU's backward. In: gate and up, grad_hidden before the routing weight. Out: the gradients of gate and
-// up and the weighted hidden (for the gradient of down). Returns the gradient of the routing weight.
-float swiglu_backward_row(const float* kept, const float* grad_hidden, float weight, int64_t F, float* grad_gate_up,
-                          float* weighted_hidden) {
+// One row of SwiGLU's backward. In: gate and up, grad_hidden before the routing weight. Out, in place of gate and up:
+// their gradients; and the weighted hidden (for the gradient of down). Returns the gradient of the routing weight.
+float swiglu_backward_row(const float* grad_hidden, float weight, int64_t F, float* gate_up, float* weighted_hidden) {
     vec dot = splat(0.0f);
     for_each_vector(F, [&](int64_t f, auto left) {
-        const vec gate = load_upto(kept + f, left), up = load_upto(kept + F + f, left);
+        const vec gate = load_upto(gate_up + f, left), up = load_upto(gate_up + F + f, left);
         const vec grad = load_upto(grad_hidden + f, left);
         const vec sigmoid = sigmoid_lanes(gate), silu = gate * sigmoid, hidden = silu * up;
         dot += grad * hidden;
         store_upto(weighted_hidden + f, weight * hidden, left);
-        store_upto(grad_gate_up + f, weight * grad * up * (sigmoid + silu * (1.0f - sigmoid)), left);
-        store_upto(grad_gate_up + F + f, weight * grad * silu, left);
+        store_upto(gate_up + f, weight * grad * up * (sigmoid + silu * (1.0f - sigmoid)), left);
+        store_upto(gate_up + F + f, weight * grad * silu, left);
     });
     return sum_lanes(dot);
 }
@@ -118,9 +104,9 @@ int64_t find_bad_index(const int64_t* topk_idx, int64_t size, int64_t num_expert
 
 struct Backward {
     Shape s;
-    const float *grad_y, *x, *topk_weights, *kept;
+    const float *grad_y, *x, *topk_weights;
     const int64_t* topk_idx;
-    const float *down_panels, *gate_up_panels;
+    const float *down_panels, *gate_up_panels, *forward_panels;  // forward: of the transpose of gate_up
     float *grad_x, *grad_weights;  // grad_x may be null
 
     int64_t down_floats() const { return s.f_panels() * PANEL * s.D; }
@@ -130,14 +116,21 @@ struct Backward {
     void run_tokens(int64_t first, int64_t last, float* grad_gate_up, float* grad_down) const {
         const int64_t ld_d = row_stride(s.D), ld_f = row_stride(s.F), ld_2f = row_stride(2 * s.F);
         Scratch x_rows(MAX_ROWS * ld_d), grad_y_rows(MAX_ROWS * ld_d), grad_hidden(MAX_ROWS * ld_f);
-        Scratch weighted_hidden(MAX_ROWS * ld_f), grad_acts(MAX_ROWS * ld_2f);
+        Scratch weighted_hidden(MAX_ROWS * ld_f), acts(MAX_ROWS * ld_2f);
         const int64_t num_blocks = ceil_div(last - first, s.block());
         for (int64_t block = 0; block < num_blocks; ++block) {
             const int64_t token = first + (last - first) * block / num_blocks;
             const int64_t end = first + (last - first) * (block + 1) / num_blocks;
             if (grad_x != nullptr) std::memset(grad_x + token * s.D, 0, (end - token) * s.D * sizeof(float));
             SortedPairs(s, topk_idx, token, end).for_each_group([&](int64_t e, const int64_t* pairs, int64_t rows) {
+                gather(x, s, pairs, rows, x_rows.get(), ld_d);
                 gather(grad_y, s, pairs, rows, grad_y_rows.get(), ld_d);
+                multiply_panels(x_rows.get(), ld_d, rows, forward_panels + e * s.forward_floats(), s.gate_up_panels(),
+                                s.D, [&](int64_t row, int64_t panel, vec gate, vec up) {
+                                    float* out = acts.get() + row * ld_2f + panel * LANES;
+                                    store_upto(out, gate, s.F - panel * LANES);
+                                    store_upto(out + s.F, up, s.F - panel * LANES);
+                                });
                 multiply_panels(grad_y_rows.get(), ld_d, rows, down_panels + e * down_floats(), s.f_panels(), s.D,
                                 [&](int64_t row, int64_t panel, vec lo, vec hi) {
                                     float* out = grad_hidden.get() + row * ld_f + panel * PANEL;
@@ -145,18 +138,17 @@ struct Backward {
                                     store(out + LANES, hi);
                                 });
                 for (int64_t row = 0; row < rows; ++row)
-                    grad_weights[pairs[row]] = swiglu_backward_row(
-                        kept + pairs[row] * 2 * s.F, grad_hidden.get() + row * ld_f, topk_weights[pairs[row]], s.F,
-                        grad_acts.get() + row * ld_2f, weighted_hidden.get() + row * ld_f);
+                    grad_weights[pairs[row]] =
+                        swiglu_backward_row(grad_hidden.get() + row * ld_f, topk_weights[pairs[row]], s.F,
+                                            acts.get() + row * ld_2f, weighted_hidden.get() + row * ld_f);
                 if (grad_x != nullptr)
-                    scatter_product(grad_acts.get(), ld_2f, rows, gate_up_panels + e * gate_up_floats(), 2 * s.F, s,
+                    scatter_product(acts.get(), ld_2f, rows, gate_up_panels + e * gate_up_floats(), 2 * s.F, s,
                                     pairs, [](int64_t) { return 1.0f; }, grad_x);
                 if (grad_down != nullptr)
                     add_transposed_product(grad_y_rows.get(), ld_d, s.D, weighted_hidden.get(), ld_f, s.F, rows,
                                            grad_down + e * s.D * s.F, s.F);
                 if (grad_gate_up == nullptr) return;
-                gather(x, s, pairs, rows, x_rows.get(), ld_d);
-                add_transposed_product(grad_acts.get(), ld_2f, 2 * s.F, x_rows.get(), ld_d, s.D, rows,
+                add_transposed_product(acts.get(), ld_2f, 2 * s.F, x_rows.get(), ld_d, s.D, rows,
                                        grad_gate_up + e * 2 * s.F * s.D, s.D);
             });
         }
@@ -177,15 +169,14 @@ int64_t count_slices(const Shape& s, bool has_weight_grads) {
 
 using namespace r1lab;
 
-// y [T, D]; kept [T * K, 2F] receives gate and up before SwiGLU, or is null. Returns -1, or the position in topk_idx of
-// an expert that does not exist.
+// y [T, D]. Returns -1, or the position in topk_idx of an expert that does not exist.
 R1LAB_API int64_t r1lab_moe_experts(const float* x, const int64_t* topk_idx, const float* topk_weights,
-                                    const float* gate_up, const float* down, float* y, float* kept, int64_t T,
-                                    int64_t D, int64_t E, int64_t F, int64_t K, int64_t num_threads) {
+                                    const float* gate_up, const float* down, float* y, int64_t T, int64_t D,
+                                    int64_t E, int64_t F, int64_t K, int64_t num_threads) {
     const Shape s{T, D, E, F, K};
     const int64_t bad = find_bad_index(topk_idx, T * K, E);
     if (bad >= 0) return bad;
-    const int64_t gate_up_floats = s.gate_up_panels() * PANEL * D, down_floats = s.d_panels() * PANEL * F;
+    const int64_t gate_up_floats = s.forward_floats(), down_floats = s.d_panels() * PANEL * F;
     Scratch gate_up_panels(E * gate_up_floats, false), down_panels(E * down_floats, false);
 #pragma omp parallel num_threads(num_threads)
     {
@@ -202,8 +193,10 @@ R1LAB_API int64_t r1lab_moe_experts(const float* x, const int64_t* topk_idx, con
             std::memset(y + token * D, 0, (end - token) * D * sizeof(float));
             SortedPairs(s, topk_idx, token, end).for_each_group([&](int64_t e, const int64_t* pairs, int64_t rows) {
                 gather(x, s, pairs, rows, x_rows.get(), ld_d);
-                gate_up_product(x_rows.get(), ld_d, rows, gate_up_panels.get() + e * gate_up_floats, s, pairs,
-                                hidden.get(), ld_f, kept);
+                multiply_panels(x_rows.get(), ld_d, rows, gate_up_panels.get() + e * gate_up_floats,
+                                s.gate_up_panels(), D, [&](int64_t row, int64_t panel, vec gate, vec up) {
+                                    store(hidden.get() + row * ld_f + panel * LANES, swiglu_lanes(gate, up));
+                                });
                 scatter_product(hidden.get(), ld_f, rows, down_panels.get() + e * down_floats, F, s, pairs,
                                 [&](int64_t pair) { return topk_weights[pair]; }, y);
             });
@@ -216,12 +209,13 @@ R1LAB_API int64_t r1lab_moe_experts(const float* x, const int64_t* topk_idx, con
 // [E, D, F]; all but grad_weights may be null when not wanted. topk_idx was checked by the forward.
 R1LAB_API void r1lab_moe_experts_backward(const float* grad_y, const float* x, const int64_t* topk_idx,
                                           const float* topk_weights, const float* gate_up, const float* down,
-                                          const float* kept, float* grad_x, float* grad_weights, float* grad_gate_up,
-                                          float* grad_down, int64_t T, int64_t D, int64_t E, int64_t F, int64_t K,
-                                          int64_t num_threads) {
+                                          float* grad_x, float* grad_weights, float* grad_gate_up, float* grad_down,
+                                          int64_t T, int64_t D, int64_t E, int64_t F, int64_t K, int64_t num_threads) {
     const Shape s{T, D, E, F, K};
-    Backward backward{s, grad_y, x, topk_weights, kept, topk_idx, nullptr, nullptr, grad_x, grad_weights};
+    Backward backward{s, grad_y, x, topk_weights, topk_idx, nullptr, nullptr, nullptr, grad_x, grad_weights};
     Scratch down_panels(E * backward.down_floats(), false), gate_up_panels(E * backward.gate_up_floats(), false);
+    Scratch forward_panels(E * s.forward_floats(), false);
+    backward.forward_panels = forward_panels.get();
     backward.down_panels = down_panels.get();
     backward.gate_up_panels = gate_up_panels.get();
     const int64_t gate_up_size = grad_gate_up ? E * 2 * F * D : 0, down_size = grad_down ? E * D * F : 0;
@@ -234,6 +228,7 @@ R1LAB_API void r1lab_moe_experts_backward(const float* grad_y, const float* x, c
         for (int64_t e = 0; e < E; ++e) {
             pack_panels(down + e * D * F, F, D, F, down_panels.get() + e * backward.down_floats());
             pack_panels(gate_up + e * 2 * F * D, D, 2 * F, D, gate_up_panels.get() + e * backward.gate_up_floats());
+            pack_gate_up(gate_up + e * 2 * F * D, s, forward_panels.get() + e * s.forward_floats());
         }
 #pragma omp for schedule(dynamic)
         for (int64_t slice = 0; slice < num_slices; ++slice) {

@@ -2,43 +2,39 @@
 
 The matrix products are our own 6x16 register tiles with gather, SwiGLU and scatter fused around them, not torch.mm per
 expert: measured 1.2 to 1.3 times faster than MKL per expert, in forward and in backward (T = 4,000 and 16,000,
-D = F = 128, one AVX2 core; `python tests/bench/bench_kernels.py` prints both). The forward keeps gate and up of each
-pair (2F numbers) so that the backward does not multiply for them again; with keep=False it keeps nothing.
+D = F = 128, one AVX2 core; `python tests/bench/bench_kernels.py` prints both). Nothing is kept for the backward but the
+inputs: gate and up (2F numbers a pair, which were most of a training pass's memory) are multiplied for again.
 """
 
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function, pointer
+from r1lab.kernels.cpu.library import KernelOp, c_function, pointer
 
 
-@torch.library.custom_op("r1lab::moe_experts", mutates_args=(), device_types="cpu")
-def moe_experts(
-    x: Tensor, topk_idx: Tensor, topk_weights: Tensor, gate_up: Tensor, down: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
+@KernelOp
+def moe_experts(x: Tensor, topk_idx: Tensor, topk_weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     x, topk_idx, topk_weights = x.contiguous(), topk_idx.contiguous(), topk_weights.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()
     (num_tokens, hidden_size), top_k = x.shape, topk_idx.shape[1]
     num_experts, _, intermediate_size = down.shape
     y = torch.empty(x.shape, dtype=x.dtype)
-    kept = torch.empty(num_tokens * top_k if keep else 0, 2 * intermediate_size, dtype=x.dtype)
-    bad = c_function("r1lab_moe_experts", "ppppppp" + "iiiiii", returns_int=True)(
+    bad = c_function("r1lab_moe_experts", "pppppp" + "iiiiii", returns_int=True)(
         x.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), gate_up.data_ptr(), down.data_ptr(), y.data_ptr(),
-        kept.data_ptr() if keep else None, num_tokens, hidden_size, num_experts, intermediate_size, top_k,
-        torch.get_num_threads(),
+        num_tokens, hidden_size, num_experts, intermediate_size, top_k, torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         value = topk_idx.view(-1)[bad].item()
         raise ValueError(f"topk_idx holds {value} at token {bad // top_k}; there are {num_experts} experts, from 0")
-    return y, kept
+    return y
 
 
 @moe_experts.register_fake
-def _(x, topk_idx, topk_weights, gate_up, down, keep):
-    return x.new_empty(x.shape), x.new_empty(topk_idx.numel() if keep else 0, gate_up.shape[1])
+def _(x, topk_idx, topk_weights, gate_up, down):
+    return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("r1lab::moe_experts_backward", mutates_args=(), device_types="cpu")
+@KernelOp
 def moe_experts_backward(
     grad_y: Tensor,
     x: Tensor,
@@ -46,7 +42,6 @@ def moe_experts_backward(
     topk_weights: Tensor,
     gate_up: Tensor,
     down: Tensor,
-    kept: Tensor,
     needs_x: bool,
     needs_gate_up: bool,
     needs_down: bool,
@@ -57,9 +52,9 @@ def moe_experts_backward(
     grad_x, grad_gate_up, grad_down = _empty_grads(x, gate_up, down, needs_x, needs_gate_up, needs_down)
     grad_weights = torch.empty(topk_weights.shape, dtype=x.dtype)
     num_experts, hidden_size, intermediate_size = down.shape
-    c_function("r1lab_moe_experts_backward", "p" * 11 + "iiiiii")(
+    c_function("r1lab_moe_experts_backward", "p" * 10 + "iiiiii")(
         grad_y.data_ptr(), x.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), gate_up.data_ptr(),
-        down.data_ptr(), kept.data_ptr(), pointer(grad_x if needs_x else None), grad_weights.data_ptr(),
+        down.data_ptr(), pointer(grad_x if needs_x else None), grad_weights.data_ptr(),
         pointer(grad_gate_up if needs_gate_up else None), pointer(grad_down if needs_down else None), x.shape[0],
         hidden_size, num_experts, intermediate_size, topk_idx.shape[1], torch.get_num_threads(),
     )  # fmt: skip
@@ -72,28 +67,22 @@ def _empty_grads(x, gate_up, down, needs_x, needs_gate_up, needs_down):
 
 
 @moe_experts_backward.register_fake
-def _(grad_y, x, topk_idx, topk_weights, gate_up, down, kept, needs_x, needs_gate_up, needs_down):
+def _(grad_y, x, topk_idx, topk_weights, gate_up, down, needs_x, needs_gate_up, needs_down):
     grad_x, grad_gate_up, grad_down = _empty_grads(x, gate_up, down, needs_x, needs_gate_up, needs_down)
     return grad_x, topk_weights.new_empty(topk_weights.shape), grad_gate_up, grad_down
 
 
 def _setup_context(ctx, inputs, output):
-    x, topk_idx, topk_weights, gate_up, down, _ = inputs
-    ctx.save_for_backward(x, topk_idx, topk_weights, gate_up, down, output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_y, _grad_kept):
+def _backward(ctx, grad_y):
     if grad_y is None:
-        return None, None, None, None, None, None
-    saved = ctx.saved_tensors  # once: gradient checkpointing gives the tensors out a single time
-    topk_idx, kept = saved[1], saved[5]
-    if kept.shape[0] != topk_idx.numel():
-        raise RuntimeError("r1lab::moe_experts ran with keep=False; pass keep=True to differentiate it")
-    needs_x, _, needs_weights, needs_gate_up, needs_down, _ = ctx.needs_input_grad
-    grad_x, grad_weights, grad_gate_up, grad_down = torch.ops.r1lab.moe_experts_backward(
-        grad_y, *saved, needs_x, needs_gate_up, needs_down
+        return None, None, None, None, None
+    needs_x, _, needs_weights, needs_gate_up, needs_down = ctx.needs_input_grad
+    grad_x, grad_weights, grad_gate_up, grad_down = moe_experts_backward(
+        grad_y, *ctx.saved_tensors, needs_x, needs_gate_up, needs_down
     )
     return (
         grad_x if needs_x else None,
@@ -101,7 +90,6 @@ def _backward(ctx, grad_y, _grad_kept):
         grad_weights if needs_weights else None,
         grad_gate_up if needs_gate_up else None,
         grad_down if needs_down else None,
-        None,
     )
 
 

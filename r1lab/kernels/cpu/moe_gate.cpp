@@ -68,6 +68,13 @@ void sigmoid_row(const float* logits, int64_t n, float* scores) {
         n, [&](int64_t e, auto left) { store_upto(scores + e, sigmoid_lanes(load_upto<v8>(logits + e, left)), left); });
 }
 
+// The weights of a token's experts, from all scores.
+void weigh(const float* scores, const int64_t* idx, int64_t top_k, bool is_normed, float scale, float* weights) {
+    float sum = 1e-20f;
+    for (int64_t k = 0; k < top_k; ++k) sum += scores[idx[k]];
+    for (int64_t k = 0; k < top_k; ++k) weights[k] = (is_normed ? scores[idx[k]] / sum : scores[idx[k]]) * scale;
+}
+
 }  // namespace
 }  // namespace r1lab
 
@@ -84,13 +91,25 @@ R1LAB_API void r1lab_moe_gate(const float* logits, const float* bias, int64_t* t
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
             int64_t* idx = topk_idx + t * top_k;
-            float* weights = topk_weights + t * top_k;
             sigmoid_row(logits + t * E, E, scores.data());
             router.choose(scores.data(), bias, idx);
-            float sum = 1e-20f;
-            for (int64_t k = 0; k < top_k; ++k) sum += scores[idx[k]];
-            for (int64_t k = 0; k < top_k; ++k)
-                weights[k] = (norm_topk_prob ? scores[idx[k]] / sum : scores[idx[k]]) * scale;
+            weigh(scores.data(), idx, top_k, norm_topk_prob, scale, topk_weights + t * top_k);
+        }
+    }
+}
+
+// The weights alone, of given experts in 0..E-1.
+R1LAB_API void r1lab_moe_gate_weights(const float* logits, const int64_t* topk_idx, float* topk_weights, int64_t T,
+                                      int64_t E, int64_t top_k, int64_t norm_topk_prob, double routed_scaling_factor,
+                                      int64_t num_threads) {
+#pragma omp parallel num_threads(num_threads)
+    {
+        std::vector<float> scores(E);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < T; ++t) {
+            sigmoid_row(logits + t * E, E, scores.data());
+            weigh(scores.data(), topk_idx + t * top_k, top_k, norm_topk_prob, static_cast<float>(routed_scaling_factor),
+                  topk_weights + t * top_k);
         }
     }
 }

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function
+from r1lab.kernels.cpu.library import KernelOp, c_function
 
 
-@torch.library.custom_op("r1lab::moe_gate", mutates_args=(), device_types="cpu")
+@KernelOp
 def moe_gate(
     logits: Tensor,
     bias: Tensor,
@@ -34,7 +34,24 @@ def _(logits, bias, n_group, topk_group, top_k, norm_topk_prob, routed_scaling_f
     return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.custom_op("r1lab::moe_gate_backward", mutates_args=(), device_types="cpu")
+@KernelOp
+def moe_gate_weights(logits: Tensor, topk_idx: Tensor, norm_topk_prob: bool, routed_scaling_factor: float) -> Tensor:
+    """What moe_gate gives the experts that it chooses, for those of topk_idx."""
+    logits, topk_idx = logits.contiguous(), topk_idx.contiguous()
+    topk_weights = torch.empty(topk_idx.shape, dtype=logits.dtype)
+    c_function("r1lab_moe_gate_weights", "ppp" + "iiii" + "di")(
+        logits.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), *logits.shape, topk_idx.shape[1],
+        norm_topk_prob, routed_scaling_factor, torch.get_num_threads(),
+    )  # fmt: skip
+    return topk_weights
+
+
+@moe_gate_weights.register_fake
+def _(logits, topk_idx, norm_topk_prob, routed_scaling_factor):
+    return logits.new_empty(topk_idx.shape)
+
+
+@KernelOp
 def moe_gate_backward(
     grad_weights: Tensor, logits: Tensor, topk_idx: Tensor, norm_topk_prob: bool, routed_scaling_factor: float
 ) -> Tensor:
@@ -62,10 +79,21 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_weights, _grad_idx):
     grad_logits = None
     if grad_weights is not None:
-        grad_logits = torch.ops.r1lab.moe_gate_backward(
-            grad_weights, *ctx.saved_tensors, ctx.norm_topk_prob, ctx.routed_scaling_factor
-        )
+        grad_logits = moe_gate_backward(grad_weights, *ctx.saved_tensors, ctx.norm_topk_prob, ctx.routed_scaling_factor)
     return grad_logits, None, None, None, None, None, None
 
 
 moe_gate.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_weights_context(ctx, inputs, output):
+    logits, topk_idx, ctx.norm_topk_prob, ctx.routed_scaling_factor = inputs
+    ctx.save_for_backward(logits, topk_idx)
+    ctx.set_materialize_grads(False)
+
+
+def _weights_backward(ctx, grad_weights):
+    return _backward(ctx, grad_weights, None)[0], None, None, None
+
+
+moe_gate_weights.register_autograd(_weights_backward, setup_context=_setup_weights_context)

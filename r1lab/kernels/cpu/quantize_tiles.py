@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function
+from r1lab.kernels.cpu.library import KernelOp, c_function
 from r1lab.kernels.reference import TILE
 
 
-@torch.library.custom_op("r1lab::quantize_tiles", mutates_args=(), device_types="cpu")
+@KernelOp
 def quantize_tiles(x_MK: Tensor, tile_rows: int, power_of_two: bool) -> tuple[Tensor, Tensor]:
     q, scale = _outputs(x_MK, tile_rows)
     is_transposed = tile_rows == 1 and x_MK.stride(0) == 1 and x_MK.shape[0] > 1
@@ -30,7 +30,7 @@ def _(x_MK, tile_rows, power_of_two):
     return _outputs(x_MK, tile_rows)
 
 
-@torch.library.custom_op("r1lab::dequantize_tiles", mutates_args=(), device_types="cpu")
+@KernelOp
 def dequantize_tiles(q_MK: Tensor, scale: Tensor, tile_rows: int) -> Tensor:
     q_MK, scale = q_MK.contiguous(), scale.contiguous()
     x = torch.empty(q_MK.shape, dtype=torch.float32)

@@ -32,20 +32,8 @@ using namespace r1lab;
 R1LAB_API void r1lab_rms_norm(const float* x, int64_t x_stride, const float* weight, double eps, float* y,
                               float* inverse_rms, int64_t N, int64_t D, int64_t num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int64_t row = 0; row < N; ++row) {
-        const float* x_row = x + row * x_stride;
-        float* y_row = y + row * D;
-        vec squares = splat(0.0f);
-        for_each_vector(D, [&](int64_t d, auto left) {
-            const vec value = load_upto(x_row + d, left);
-            squares += value * value;
-        });
-        const float inverse = 1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(D) + static_cast<float>(eps));
-        for_each_vector(D, [&](int64_t d, auto left) {
-            store_upto(y_row + d, load_upto(x_row + d, left) * inverse * load_upto(weight + d, left), left);
-        });
-        inverse_rms[row] = inverse;
-    }
+    for (int64_t row = 0; row < N; ++row)
+        inverse_rms[row] = rms_norm_row(x + row * x_stride, weight, static_cast<float>(eps), D, y + row * D);
 }
 
 // grad_x [N, D], grad_weight [D].

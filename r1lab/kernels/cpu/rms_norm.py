@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function
+from r1lab.kernels.cpu.library import KernelOp, c_function
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -12,7 +12,7 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-@torch.library.custom_op("r1lab::rms_norm", mutates_args=(), device_types="cpu")
+@KernelOp
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rows, weight = _rows(x), weight.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
@@ -29,7 +29,7 @@ def _(x, weight, eps):
     return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1])
 
 
-@torch.library.custom_op("r1lab::rms_norm_backward", mutates_args=(), device_types="cpu")
+@KernelOp
 def rms_norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, inverse_rms: Tensor) -> tuple[Tensor, Tensor]:
     rows, grad_y, weight = _rows(x), grad_y.contiguous(), weight.contiguous()
     grad_x = torch.empty(x.shape, dtype=x.dtype)
@@ -56,7 +56,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y, _grad_inverse_rms):
     if grad_y is None:
         return None, None, None
-    return *torch.ops.r1lab.rms_norm_backward(grad_y, *ctx.saved_tensors), None
+    return *rms_norm_backward(grad_y, *ctx.saved_tensors), None
 
 
 rms_norm.register_autograd(_backward, setup_context=_setup_context)

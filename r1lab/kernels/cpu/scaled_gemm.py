@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function
+from r1lab.kernels.cpu.library import KernelOp, c_function
 from r1lab.kernels.reference import TILE
 
 
-@torch.library.custom_op("r1lab::scaled_gemm", mutates_args=(), device_types="cpu")
+@KernelOp
 def scaled_gemm(a_MK: Tensor, a_scale_MG: Tensor, b_NK: Tensor, b_scale: Tensor) -> Tensor:
     a_MK, a_scale_MG, b_NK, b_scale = (each.contiguous() for each in (a_MK, a_scale_MG, b_NK, b_scale))
     (M, K), N = a_MK.shape, b_NK.shape[0]

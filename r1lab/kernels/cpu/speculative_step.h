@@ -89,9 +89,9 @@ void propose(const R1Model& model, const R1Sampling& how, const R1Requests& requ
     for (int a = 0, m = 0; a < size; ++a) {
       if (drafts.count[a] <= j) continue;
       const int r = active[a];
-      double log_total;
+      RunningSoftmax softmax;
       const int token = choose_token(model, how, requests, r, requests.count[r] + j,
-                                     ws.logits.data() + static_cast<size_t>(m++) * ws.logits_stride, ws, log_total);
+                                     ws.logits.data() + static_cast<size_t>(m++) * ws.logits_stride, ws, softmax);
       drafts.token[static_cast<size_t>(a) * drafts.size + j] = std::max(token, 0);
     }
   }

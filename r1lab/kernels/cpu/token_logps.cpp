@@ -4,17 +4,15 @@
 // gradient is 0 (prompt tokens, zero-advantage groups) are skipped.
 //
 // T tokens, D hidden, V vocabulary.
-#include <limits>
 #include <vector>
 
-#include "common.h"
+#include "running_softmax.h"
 
 namespace r1lab {
 namespace {
 
 constexpr int64_t MAX_ROWS = 48;  // whole tiles
 static_assert(MAX_ROWS % TILE_ROWS == 0);
-constexpr int64_t VOCAB_CHUNK = 512;
 constexpr int64_t MAX_SLICES = 8;              // accumulators of grad_head
 constexpr int64_t SLICE_ROWS = 512;            // fewest rows worth an accumulator of their own
 constexpr int64_t MAX_SLICE_FLOATS = 1 << 26;  // all accumulators together: 256 MB
@@ -28,45 +26,6 @@ void logits_product(const float* hidden, int64_t ldh, int64_t rows, const float*
         store(out + row * ld + panel * PANEL + LANES, hi * scale);
     });
 }
-
-// Softmax statistics of one row, updated chunk by chunk: max, sum of exp(l - max), sum of exp(l - max) * (l - max).
-struct RunningSoftmax {
-    float max = -std::numeric_limits<float>::infinity(), sum = 0.0f, weighted = 0.0f;
-
-    void add(const float* logits, int64_t n) {
-        const float lowest = -1e30f;
-        vec best = splat(lowest);
-        for_each_vector(n, [&](int64_t v, auto left) {
-            const vec l = load_upto(logits + v, left, lowest);
-            best = l > best ? l : best;
-        });
-        const float new_max = std::max(max, max_lane(best));
-        if (new_max > max) rescale(new_max);
-        vec sums = splat(0.0f), weighted_sums = splat(0.0f);
-        for_each_vector(n, [&](int64_t v, auto left) {
-            vec shifted = load_upto(logits + v, left, lowest) - max;
-            shifted = shifted < lowest ? splat(lowest) : shifted;  // a logit of -inf adds 0, not 0 * -inf
-            const vec weight = exp_lanes(shifted);
-            sums += weight;
-            weighted_sums += weight * shifted;
-        });
-        sum += sum_lanes(sums);
-        weighted += sum_lanes(weighted_sums);
-    }
-
-    float log_sum_exp() const { return max + std::log(sum); }
-    float entropy() const { return std::log(sum) - weighted / sum; }
-
-  private:
-    void rescale(float new_max) {
-        if (sum != 0.0f) {
-            const float shift = max - new_max, factor = std::exp(shift);
-            weighted = factor * (weighted + shift * sum);
-            sum *= factor;
-        }
-        max = new_max;
-    }
-};
 
 struct Problem {
     const float *hidden, *head;
@@ -95,7 +54,7 @@ void forward_rows(const Problem& p, int64_t first, int64_t rows, const float* pa
     }
     for (int64_t row = 0; row < rows; ++row) {
         lse[first + row] = softmax[row].log_sum_exp();
-        logps[first + row] = target_logits[row] - lse[first + row];
+        logps[first + row] = softmax[row].logp(target_logits[row]);
         entropy[first + row] = softmax[row].entropy();
     }
 }
@@ -172,7 +131,7 @@ R1LAB_API int64_t r1lab_token_logps(const float* hidden, const float* head, cons
                                     int64_t num_threads) {
     for (int64_t t = 0; t < T; ++t)
         if (targets[t] < 0 || targets[t] >= V) return t;
-    const Problem p{hidden, head, targets, T, D, V, static_cast<float>(1.0 / temperature)};
+    const Problem p{hidden, head, targets, T, D, V, inverse_of(temperature)};
     Scratch panels(round_up(V, PANEL) * D, false);
     pack_logit_panels(p, panels.get(), num_threads);
 #pragma omp parallel num_threads(num_threads)
@@ -192,7 +151,7 @@ R1LAB_API void r1lab_token_logps_backward(const float* grad_logps, const float* 
                                           const int64_t* targets, const float* lse, float* grad_hidden,
                                           float* grad_head, int64_t T, int64_t D, int64_t V, double temperature,
                                           int64_t num_threads) {
-    Backward backward{{hidden, head, targets, T, D, V, static_cast<float>(1.0 / temperature)},
+    Backward backward{{hidden, head, targets, T, D, V, inverse_of(temperature)},
                       grad_logps, lse, nullptr, nullptr, grad_hidden};
     const Problem& p = backward.p;
     Scratch logit_panels(round_up(V, PANEL) * D, false);

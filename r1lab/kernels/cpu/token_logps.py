@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from r1lab.kernels.cpu.library import c_function, pointer
+from r1lab.kernels.cpu.library import KernelOp, c_function, pointer
 
 
-@torch.library.custom_op("r1lab::token_logps", mutates_args=(), device_types="cpu")
+@KernelOp
 def token_logps(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     hidden, head, targets = hidden.contiguous(), head.contiguous(), targets.contiguous()
     logps, entropy, lse = (torch.empty(targets.shape, dtype=hidden.dtype) for _ in range(3))
@@ -24,7 +24,7 @@ def _(hidden, head, targets, temperature):
     return tuple(hidden.new_empty(targets.shape) for _ in range(3))
 
 
-@torch.library.custom_op("r1lab::token_logps_backward", mutates_args=(), device_types="cpu")
+@KernelOp
 def token_logps_backward(
     grad_logps: Tensor,
     hidden: Tensor,
@@ -64,7 +64,7 @@ def _backward(ctx, grad_logps, _grad_entropy, _grad_lse):
     if grad_logps is None:
         return None, None, None, None
     needs_hidden, needs_head, _, _ = ctx.needs_input_grad
-    grad_hidden, grad_head = torch.ops.r1lab.token_logps_backward(
+    grad_hidden, grad_head = token_logps_backward(
         grad_logps, *ctx.saved_tensors, ctx.temperature, needs_hidden, needs_head
     )
     return grad_hidden if needs_hidden else None, grad_head if needs_head else None, None, None
