@@ -3,7 +3,8 @@ CUDA tensors where Triton is installed, else the reference.
 
 T = tokens, D = hidden, E = experts, F = expert intermediate, K = experts per token, V = vocabulary. All ops but
 mla_decode, sampling and those on E4M3 numbers are differentiable once (first derivatives), and go through
-torch.compile, DDP and FSDP as torch.library ops; `r1lab.precision` has the gradients of products in E4M3.
+torch.compile, DDP and FSDP as torch.library ops; CPU kernels compute in fp32 under autocast, too. `r1lab.precision` has
+the gradients of products in E4M3.
 """
 
 import functools
@@ -160,21 +161,22 @@ def mla_block(
 
     The same numbers as its parts one by one, as one node of autograd that keeps less; see `reference.mla_block`, and
     `mla_absorbed_attention` for the arguments.
-    Raises ValueError on sequence bounds, prefixes or angles that do not fit, RuntimeError on weights that do not.
+    Raises ValueError on weights, sequence bounds, prefixes or angles that do not fit.
     """
     T, R = len(x_TD), weights.kv_a.shape[0] - weights.kv_norm.shape[0]
+    _check_block(x_TD, weights)
     _check_bounds(cu_seqlens_B1, T)
     _check_prefixes(prefix_B, cu_seqlens_B1)
     if not cos_TP.shape == sin_TP.shape == (T, R // 2):
         raise ValueError(
             f"cos_TP has shape {tuple(cos_TP.shape)}, sin_TP {tuple(sin_TP.shape)}: expected [T, R / 2]={T, R // 2}"
         )
-    tensors = (x_TD, weights.input_norm, weights.q_b, weights.kv_a, weights.kv_norm, weights.kv_b, weights.o, cos_TP)
+    parts = (weights.q_a, weights.q_norm, weights.q_b, weights.kv_a, weights.kv_norm, weights.kv_b, weights.o)
+    tensors = (x_TD, weights.input_norm, cos_TP, sin_TP, *(part for part in parts if part is not None))
     if not _use_cpu_kernel(*tensors):
         rest = (cos_TP, sin_TP, interleave, cu_seqlens_B1, max_seqlen, scale, prefix_B)
         return reference.mla_block(x_TD, weights, *rest, attention=mla_attention)
     prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
-    parts = (weights.q_a, weights.q_norm, weights.q_b, weights.kv_a, weights.kv_norm, weights.kv_b, weights.o)
     rest = (cos_TP, sin_TP, cu_seqlens_B1, prefix_B, interleave, scale, *weights.eps)
     return cpu.mla_block(x_TD, weights.input_norm, *parts, *rest)[0]
 
@@ -527,6 +529,24 @@ def _check_attention(
             given = tuple(q_nope_THN.shape)
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape} beside q_nope_THN {given}")
     _check_bounds(cu_seqlens_B1, T)
+
+
+def _check_block(x_TD: Tensor, weights: MlaWeights) -> None:
+    (H, E, C), D, q_size = weights.kv_b.shape, x_TD.shape[-1], weights.q_b.shape[0]
+    Q, R = (D if weights.q_a is None else weights.q_a.shape[0]), weights.kv_a.shape[0] - C
+    N = q_size // H - R
+    expected = {
+        "input_norm": (D,), "q_a": (Q, D), "q_norm": (Q,), "q_b": (H * (N + R), Q), "kv_a": (C + R, D),
+        "kv_norm": (C,), "o": (D, H * (E - N)),
+    }  # fmt: skip
+    given = {name: getattr(weights, name) for name in expected}
+    shapes = {name: None if part is None else tuple(part.shape) for name, part in given.items()}
+    fits = all(shape is None or shape == expected[name] for name, shape in shapes.items())
+    if not fits or min(N, E - N, R) < 1 or R % 2 or (weights.q_a is None) != (weights.q_norm is None):
+        raise ValueError(
+            f"x_TD has shape {tuple(x_TD.shape)}, kv_b {(H, E, C)}, the other weights {shapes}: they do not fit; see "
+            "MlaWeights, and q_a and q_norm come together, R is even"
+        )
 
 
 def _check_bounds(cu_seqlens_B1: Tensor, T: int) -> None:

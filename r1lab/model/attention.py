@@ -48,7 +48,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.dropout = float(config.attention_dropout or 0.0)
         self.scale = attention_scale(config)
         self.path = "auto"
-        """"naive" or "absorb" forces a path; "auto" takes the one with fewer multiplications."""
+        """"naive" or "absorb" forces a path; "auto" takes the one with fewer multiplications, or what rollouts do."""
 
         q_size, bias = self.num_heads * self.qk_head_dim, config.attention_bias
         if config.q_lora_rank is None:
@@ -111,7 +111,7 @@ class MultiHeadLatentAttention(nn.Module):
         packing: Packing | None = None,
     ) -> torch.Tensor:
         """x [B, T, D] -> x + self(norm(x)), without mask and cache, as one operation that keeps little for the
-        backward; where `attends_as_rollouts_do`."""
+        backward; where `attends_as_rollouts_do`. Hooks of the norm and of the linear layers do not run."""
         B, T, D = x_BTD.shape
         cu_seqlens, length, prefix = _sequences(packing, B, T, x_BTD.device)
         q_norm = self.q_a_layernorm if self.has_q_lora else None

@@ -52,8 +52,9 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it():
         assert torch.equal(ops.linear(x[rows], weight), together[rows])
 
 
-def test_same_bits_for_any_number_of_threads(each_thread_count):
-    x, weight = leaf(1000, 40), leaf(70, 40, seed=1)
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(40, 70), (128, 256)])
+def test_same_bits_for_any_number_of_threads(each_thread_count, num_inputs, num_outputs):
+    x, weight = leaf(1000, num_inputs), leaf(num_outputs, num_inputs, seed=1)
 
     def run():
         y = ops.linear(x, weight)

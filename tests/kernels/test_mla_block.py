@@ -107,6 +107,10 @@ def test_bad_bounds_and_angles_are_named():
     x, weights, (cos, sin, interleave, bounds, *others) = make_case(SIZES["odd"])
     with pytest.raises(ValueError, match="expected 0, rising to"):
         ops.mla_block(x, weights, cos, sin, interleave, bounds - 1, *others)
+    for name in ("input_norm", "q_a", "q_b", "kv_a", "o"):
+        wrong = replace(weights, **{name: getattr(weights, name)[..., 1:]})
+        with pytest.raises(ValueError, match="do not fit"):
+            ops.mla_block(x, wrong, cos, sin, interleave, bounds, *others)
     with pytest.raises(ValueError, match="cos_TP has shape"):
         ops.mla_block(x, weights, cos[1:], sin, interleave, bounds, *others)
 

@@ -76,6 +76,8 @@ def _is_watched(inputs: tuple) -> bool:
     """Whether somebody wants to see a call as an op."""
     if torch.compiler.is_compiling() or torch.autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack():
         return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
     return any(isinstance(x, torch.Tensor) and type(x) not in _PLAIN for x in inputs)
 
 

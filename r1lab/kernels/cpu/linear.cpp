@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t BLOCK_FLOATS = 1 << 15;  // of a block of rows, which stays in L2 while the weights pass by
 
 int64_t block_rows(int64_t size) {
-    return std::clamp<int64_t>(BLOCK_FLOATS / std::max<int64_t>(1, size), TILE_ROWS, 22 * TILE_ROWS) / TILE_ROWS *
-           TILE_ROWS;
+    const int64_t rows = BLOCK_FLOATS / std::max<int64_t>(1, size);
+    return std::clamp<int64_t>(rows, TILE_ROWS, 22 * TILE_ROWS) / TILE_ROWS * TILE_ROWS;
 }
 
 void gather(const Rows& rows, int64_t first, int64_t count, int64_t head, int64_t size, float* out, int64_t ld) {
@@ -56,11 +56,13 @@ void product(const Rows& in, const float* panels, const float* bias, float* out,
     }
 }
 
-// grad_w [H, N, K] = sum over the rows of grad_y^T x. A thread takes a run of outputs, and the rows in order.
+// grad_w [H, N, K] = sum over the rows of grad_y^T x. A thread takes a run of outputs, and the rows in order, in blocks
+// that do not depend on the number of threads.
 void weight_gradient(const Rows& x, const Rows& grad_y, float* grad_w, int64_t T, int64_t H, int64_t N, int64_t K,
                      int64_t num_threads) {
-    const int64_t run = round_up(ceil_div(N, H >= num_threads ? 1 : num_threads), TILE_ROWS), num_runs = ceil_div(N, run);
-    const int64_t block = block_rows(run + K), ld_x = row_stride(K), ld_y = row_stride(run);
+    const int64_t run = round_up(ceil_div(N, H >= num_threads ? 1 : num_threads), TILE_ROWS);
+    const int64_t num_runs = ceil_div(N, run);
+    const int64_t block = block_rows(N + K), ld_x = row_stride(K), ld_y = row_stride(run);
 #pragma omp parallel num_threads(num_threads)
     {
         Scratch x_rows(block * ld_x), grad_rows(block * ld_y);

@@ -2,9 +2,10 @@
 //
 // One task is a block of tokens. A thread takes the block, sorts its (token, choice) pairs by expert, and for each
 // expert gathers rows, multiplies, applies SwiGLU in registers, multiplies again and adds into the block's own tokens:
-// no intermediate ever leaves the cache, no two threads write the same row, no atomics. The backward computes gate and
-// up again rather than read them from memory, and does the same with the weight gradients added into one accumulator per slice of tokens; slices are cut by the sizes alone and summed in
-// order, so the result does not depend on the number of threads.
+// no intermediate ever leaves the cache, no two threads write the same row, no atomics. The backward does the same,
+// computing gate and up again rather than read them from memory, with the weight gradients added into one accumulator
+// per slice of tokens; slices are cut by the sizes alone and summed in order, so the result does not depend on the
+// number of threads.
 //
 // T tokens, D hidden, E experts, F expert intermediate, K choices a token. A pair is t * K + k.
 #include <vector>
