@@ -39,8 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias; head by head where the heads have weights of their own.
 
     x [..., K], weight [N, K], bias [N] or None -> [..., N]; or x [T, H, K], weight [H, N, K], no bias -> [T, H, N].
-    The CPU kernel adds up in the rollout's order, and reaches more of an AVX2 machine's peak than MKL; it is left out
-    below FEWEST_ROWS rows, where packing the weights would take longer than the product. On a GPU this is cuBLAS.
+    The CPU kernel adds up in the rollout's order, about as fast as MKL; it is left out below FEWEST_ROWS rows, where
+    packing the weights would take longer than the product. On a GPU this is cuBLAS.
     Raises ValueError when the shapes do not fit.
     """
     _check_linear(x, weight, bias)
@@ -76,7 +76,7 @@ def mla_attention(
     _check_prefixes(prefix_B, cu_seqlens_B1)
     tensors = (q_nope_THN, q_pe_THR, k_nope_THN, k_pe_TR, v_THW)
     if _use_cpu_kernel(*tensors):
-        prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
+        prefix_B = _given_prefixes(prefix_B, cu_seqlens_B1)
         return cpu.mla_attention(*tensors, cu_seqlens_B1, prefix_B, scale)[0]
     if _use_gpu_kernel(*tensors):
         if prefix_B is None:
@@ -140,7 +140,7 @@ def mla_absorbed_attention(
         )
     tensors = (q_THD, kv_TC, k_pe_TR, kv_b_HEC, cos_TP, sin_TP)
     if _use_cpu_kernel(*tensors):
-        prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
+        prefix_B = _given_prefixes(prefix_B, cu_seqlens_B1)
         return cpu.mla_absorbed_attention(*tensors, interleave, cu_seqlens_B1, prefix_B, scale)[0]
     rest = (interleave, cu_seqlens_B1, max_seqlen, scale, prefix_B)
     return reference.mla_absorbed_attention(*tensors, *rest, attention=mla_attention)
@@ -176,7 +176,7 @@ def mla_block(
     if not _use_cpu_kernel(*tensors):
         rest = (cos_TP, sin_TP, interleave, cu_seqlens_B1, max_seqlen, scale, prefix_B)
         return reference.mla_block(x_TD, weights, *rest, attention=mla_attention)
-    prefix_B = torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
+    prefix_B = _given_prefixes(prefix_B, cu_seqlens_B1)
     rest = (cos_TP, sin_TP, cu_seqlens_B1, prefix_B, interleave, scale, *weights.eps)
     return cpu.mla_block(x_TD, weights.input_norm, *parts, *rest)[0]
 
@@ -572,6 +572,11 @@ def _check_prefixes(prefix_B: Tensor | None, cu_seqlens_B1: Tensor) -> None:
                 raise ValueError(
                     f"prefix_B[{b}]={prefix}: expected -1, or an earlier sequence that has no prefix itself"
                 )
+
+
+def _given_prefixes(prefix_B: Tensor | None, cu_seqlens_B1: Tensor) -> Tensor:
+    """As the CPU kernels take them: -1 for none."""
+    return torch.full_like(cu_seqlens_B1[1:], -1) if prefix_B is None else prefix_B
 
 
 def _check_gate(logits_TE: Tensor, bias_E: Tensor, n_group: int, topk_group: int, top_k: int) -> None:

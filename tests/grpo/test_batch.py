@@ -210,6 +210,17 @@ def test_logps_and_gradients_equal_the_definition(kind, temperature, policy, lla
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_shared_micro_batches_are_even_and_the_largest_comes_first():
+    groups = [group(7, *[(3 + (5 * i + 3 * g) % 9, 1.0, "stop") for i in range(8)]) for g in range(6)]
+    batches, _ = build_batches(groups, pad_token_id=PAD, max_tokens_per_batch=100, share_prompts=True)
+    sizes = [int(batch.attention_mask.sum() - batch.shared_lengths.sum()) for batch in batches]
+    assert len(sizes) > 2 and sizes == sorted(sizes, reverse=True) and sizes[0] <= 100
+    assert sizes[0] - sizes[-1] <= 2 * 18  # of rows of at most 18 tokens; left to itself the last would be a rest
+    assert sorted(trained_rows(batches)) == sorted(
+        trained_rows(build_batches(groups, pad_token_id=PAD, max_tokens_per_batch=10_000, share_prompts=True)[0])
+    )
+
+
 def test_wrapped_models_are_called_through_their_wrapper():
     class Wrapper(nn.Module):
         """What DDP is to `completion_logps`: holds `.module`, and must see the forward."""
